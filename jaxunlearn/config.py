@@ -1,0 +1,319 @@
+"""One typed experiment config: a YAML file plus dotted overrides, validated before anything loads.
+
+The classes are frozen; building one validates it. `load` turns every fault into a `UserError`
+that names the key, what was found there and what is allowed.
+"""
+
+import copy
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from jaxunlearn.errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = float | int | bool | str
+
+_STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelConfig:
+    """Which model is unlearned."""
+
+    path: str | None = None
+    """Hugging Face folder. Left out: a small Llama-style model is made from `size` below."""
+    retrained: str | None = None
+    """Hugging Face folder of a model that never saw the forget set, if you have one."""
+    vocab_size: Count = 1024
+    """Upper bound of the tokenizer that is trained when there is no path."""
+    hidden_size: Count = 128
+    num_layers: Count = 4
+    num_heads: Count = 4
+    num_kv_heads: Count = 2
+    intermediate_size: Count = 352
+    remat: bool = False
+    """Recompute layer activations in the backward pass: less memory, more time."""
+
+    def __post_init__(self):
+        if self.path is None and self.hidden_size % (2 * self.num_heads):
+            raise ValueError("hidden_size must be an even multiple of num_heads")
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError("num_heads must be a multiple of num_kv_heads")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DataConfig:
+    """Which rows are forgotten, which are kept, and how they become tokens."""
+
+    format: Literal["synthetic", "tofu", "jsonl", "csv", "parquet"] = "synthetic"
+    path: str | None = None
+    """Folder of the data set; `forget` and `retain` are looked up in it."""
+    forget: str | None = None
+    """TOFU split (`forget01`) or a file."""
+    retain: str | None = None
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Ours to theirs, e.g. {question: prompt, answer: completion}."""
+    template: str = "Question: {question}\nAnswer:"
+    """Prompt for tokenizers without a chat template; one space and the answer follow it."""
+    max_length: Count | None = None
+    """Tokens per row; default: the model's own limit. Longer rows are left out and counted."""
+    authors: Annotated[int, Field(ge=2)] | None = None
+    """TOFU only: keep the forget authors and the nearest others, this many in all."""
+    people: Annotated[int, Field(ge=4)] = 40
+    """Synthetic world: how many invented people."""
+    forget_people: Count = 4
+    """Synthetic world: how many of them are forgotten."""
+
+    def __post_init__(self):
+        if self.format != "synthetic":
+            for key in ("forget", "retain"):
+                if getattr(self, key) is None:
+                    raise ValueError(f"{key} is required for format {self.format}")
+        elif self.forget_people >= self.people:
+            raise ValueError("forget_people must be smaller than people")
+        if "{question}" not in self.template:
+            raise ValueError("template must contain {question}")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainingConfig:
+    """How parameters change. One epoch is one pass over the forget rows (or the training rows)."""
+
+    epochs: Count = 10
+    batch_size: Count = 32
+    """Forget rows in one update; as many retain rows come beside them."""
+    micro_batches: Count = 1
+    """Gradient accumulation: the batch is worked through in this many equal parts."""
+    learning_rate: Positive = 1e-5
+    warmup: Fraction = 0.1
+    """Share of all steps in which the learning rate climbs linearly."""
+    decay: Literal["linear", "cosine", "constant"] = "linear"
+    weight_decay: NonNegative = 0.01
+    clip_norm: Positive = 1.0
+    """Gradients are scaled down to this global norm."""
+    train_only: str | None = None
+    """Regular expression over parameter paths such as layers/mlp/down/kernel; default: all."""
+    checkpoint_every: Count = 200
+    """Steps between checkpoints; the last step is always saved."""
+
+    def __post_init__(self):
+        if self.batch_size % self.micro_batches:
+            raise ValueError("batch_size must be a multiple of micro_batches")
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AdapterConfig:
+    """Low-rank adapters on every linear layer; the scale of the branch is alpha / rank."""
+
+    rank: Count = 8
+    alpha: Positive = 16.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class MethodConfig:
+    """A method by name; in YAML every further key beside `name` is one of its hyper-parameters.
+
+    `jaxunlearn methods` lists names, hyper-parameters and defaults; the method registry checks them.
+    """
+
+    name: str = "npo"
+    hyper: dict[str, Scalar] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SamplingConfig:
+    """Which forget row meets which retain row."""
+
+    name: Literal["random", "cyclic"] = "random"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationConfig:
+    """What is measured."""
+
+    suite: Literal["tofu"] = "tofu"
+    batch_size: Count = 32
+    max_new_tokens: Count = 200
+    limit: Count | None = None
+    """At most this many rows of each evaluation set; default: all."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Experiment:
+    """Everything that decides a run."""
+
+    name: str | None = None
+    """Run folder under `output`; default: the config file's name."""
+    output: str = "runs"
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    finetune: TrainingConfig | None = None
+    """Make the target (on forget + retain) and the retrained reference (on retain) first."""
+    method: MethodConfig = Field(default_factory=MethodConfig)
+    baselines: tuple[MethodConfig, ...] = ()
+    """Further methods, run and evaluated beside the main one."""
+    sampling: SamplingConfig = Field(default_factory=SamplingConfig)
+    adapter: AdapterConfig | None = None
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+
+# What `jaxunlearn run` does when no file is given.
+QUICKSTART: Mapping[str, Any] = {
+    "finetune": {"epochs": 40, "batch_size": 32, "learning_rate": 3e-3},
+    "method": {"name": "npo"},
+    "baselines": [{"name": "grad_diff"}],
+    "training": {"epochs": 10, "batch_size": 8, "learning_rate": 3e-4},
+    "evaluation": {"max_new_tokens": 24},
+}
+
+
+def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Reads a YAML file (None: the built-in quickstart) and applies dotted overrides.
+
+    Args:
+      path: YAML file, read with the safe loader.
+      overrides: dotted key to value, such as {"training.epochs": 3}; lists are indexed by number.
+
+    Raises:
+      UserError: for a missing or malformed file, an unknown key (names the closest known one), and
+        a wrong type or range (names the key and what is allowed).
+    """
+    tree = dict(QUICKSTART) if path is None else _read_yaml(Path(path))
+    tree = copy.deepcopy(tree)
+    for key, value in (overrides or {}).items():
+        _set(tree, key, value)
+    where = "built-in quickstart" if path is None else str(path)
+    if not tree.get("name"):
+        tree["name"] = "quickstart" if path is None else Path(path).stem
+    return validate(Experiment, _nest_hyper(tree), where=where)
+
+
+def dump(experiment: Experiment) -> dict[str, Any]:
+    """The resolved config as plain data; `load` of its YAML gives the same experiment."""
+    tree = dataclasses.asdict(experiment)
+    flat = [{"name": m["name"], **m["hyper"]} for m in (tree["method"], *tree["baselines"])]
+    return {**tree, "method": flat[0], "baselines": flat[1:]}
+
+
+def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
+    """Builds the typed `schema` from plain data.
+
+    Raises:
+      UserError: one line with `where`, the dotted key, the fault, and the allowed values.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(tree)
+    except ValidationError as error:
+        faults = "; ".join(_explain(schema, fault) for fault in error.errors())
+        raise UserError(f"{where}: {faults}") from None
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the config file ({error.strerror}); give the path of a YAML file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        fault = " ".join(str(error).split())
+        raise UserError(f"{path}: not valid YAML: {fault}") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a config is a mapping of keys to values, found {_kind(tree)}")
+    return tree
+
+
+def _set(tree: Any, dotted: str, value: Any) -> None:
+    """Sets one dotted key in nested dicts and lists, making the sections on the way."""
+    *parents, last = dotted.split(".")
+    for part in parents:
+        if isinstance(tree, list):
+            tree = tree[_index(tree, part, dotted)]
+        else:
+            if tree.get(part) is None:
+                tree[part] = {}
+            tree = tree[part]
+        if not isinstance(tree, dict | list):
+            raise UserError(f"--{dotted}: {part} is a single value, it has no keys below it")
+    if isinstance(tree, list):
+        tree[_index(tree, last, dotted)] = value
+    else:
+        tree[last] = value
+
+
+def _index(items: list, part: str, dotted: str) -> int:
+    if not part.isdigit() or int(part) >= len(items):
+        raise UserError(
+            f"--{dotted}: {part!r} is no place in a list of {len(items)}; "
+            f"use a number from 0 to {len(items) - 1}"
+        )
+    return int(part)
+
+
+def _nest_hyper(tree: dict[str, Any]) -> dict[str, Any]:
+    """Moves the keys beside a method's `name` into its `hyper` mapping."""
+
+    def nest(method: Any) -> Any:
+        if not isinstance(method, dict):
+            return method
+        hyper = {k: v for k, v in method.items() if k != "name"}
+        return {**({"name": method["name"]} if "name" in method else {}), "hyper": hyper}
+
+    tree = dict(tree)
+    if "method" in tree:
+        tree["method"] = nest(tree["method"])
+    if isinstance(tree.get("baselines"), list):
+        tree["baselines"] = [nest(method) for method in tree["baselines"]]
+    return tree
+
+
+def _explain(schema: type, fault: Mapping[str, Any]) -> str:
+    """One pydantic fault in our words."""
+    location = [str(part) for part in fault["loc"] if part != "hyper"]
+    key = ".".join(location) or "config"
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_keys(schema)
+        section = ".".join(location[:-1])
+        here = [k for k in known if k.rpartition(".")[0] == section]
+        near = difflib.get_close_matches(location[-1], [k.rpartition(".")[2] for k in here], 1, 0.5)
+        best = [f"{section}.{near[0]}" if section else near[0]] if near else []
+        best = best or difflib.get_close_matches(key, known, 1, 0.0)
+        return f"unknown key {key}; the closest known key is {best[0]}"
+    if fault["type"] in ("dataclass_type", "dataclass_exact_type"):
+        return f"{key}: expected a section of keys, found {_kind(fault['input'])}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+
+
+def _known_keys(schema: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a config class."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        keys.append(prefix + field.name)
+        for part in (field.type, *getattr(field.type, "__args__", ())):
+            if dataclasses.is_dataclass(part):
+                keys += _known_keys(part, f"{prefix}{field.name}.")
+    return keys
+
+
+def _kind(value: Any) -> str:
+    return {list: "a list", str: "text", type(None): "nothing"}.get(
+        type(value), f"{type(value).__name__} {value!r}"
+    )

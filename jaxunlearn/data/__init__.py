@@ -1,0 +1,1 @@
+"""Text in, fixed-shape token tables and index schedules out."""

@@ -1,0 +1,286 @@
+"""Text to token tables: chat template or plain template, answer mask, padding.
+
+A row is the tokens of its prompt followed by the tokens of its answer, and the tokens of the prompt
+are exactly those that generation starts from. Prompt and answer are encoded as one text; where the
+tokenizer merges across the border between them, they are encoded apart and joined.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from jaxunlearn.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase as Tokenizer
+
+WIDTH_STEP = 16
+"""Tables are padded to a multiple of this, so that few shapes have to be compiled."""
+
+BYTE_ALPHABET = 256
+_SPECIAL = ("<pad>", "<s>", "</s>")
+_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """Rows of tokens in one fixed shape."""
+
+    tokens: np.ndarray
+    """int32 [n, T], right-padded."""
+    answer_mask: np.ndarray
+    """bool [n, T]: this token belongs to the answer or closes it; never in column 0."""
+    lengths: np.ndarray
+    """int32 [n]: tokens of the row, padding not counted."""
+    prompt_lengths: np.ndarray
+    """int32 [n]: tokens before the answer, at least 1."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A token table and which of the given rows are in it."""
+
+    table: TokenTable
+    kept: tuple[int, ...]
+    """For each row of the table, its index among the given pairs."""
+    left_out: tuple[int, ...]
+    """Indices of the pairs that are longer than `max_length`; nothing is ever cut."""
+
+
+def load_tokenizer(folder: Path) -> "Tokenizer":
+    """The tokenizer of a Hugging Face folder; nothing is downloaded or executed.
+
+    Raises:
+      UserError: when the folder has no tokenizer, or one that cannot be read.
+    """
+    folder = Path(folder)
+    if not any((folder / name).is_file() for name in _FILES):
+        raise UserError(
+            f"{folder}: no tokenizer here; copy tokenizer.json and tokenizer_config.json of the"
+            " model into this folder"
+        )
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many kinds
+        fault = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder}: the tokenizer cannot be read ({fault})") from None
+
+
+def encode(
+    tokenizer: "Tokenizer",
+    pairs: Sequence[tuple[str, str]],
+    *,
+    template: str,
+    max_length: int,
+    width: int | None = None,
+) -> Encoded:
+    """Encodes (question, answer) pairs into one table.
+
+    With a chat template a row is what it renders for a user and an assistant turn, up to the token
+    that ends the turn. Without one it is `template`, a space, the answer and the end-of-text token.
+    A pair without a question is plain text: everything after the begin-of-text token is the answer.
+
+    Args:
+      tokenizer: as `load_tokenizer` gives it.
+      pairs: questions and answers; the answer may be any text, such as a paraphrase.
+      template: the prompt, with {question} in it.
+      max_length: pairs with more tokens are left out.
+      width: T of the table; default: the longest row, rounded up to a multiple of WIDTH_STEP.
+
+    Raises:
+      UserError: when the chat template renders an answer that does not follow its own prompt.
+      ValueError: when a kept row is longer than `width`.
+    """
+    rows = _split_rows(tokenizer, pairs, template)
+    fits = [len(prompt) + len(answer) <= max_length for prompt, answer in rows]
+    kept = tuple(i for i, fit in enumerate(fits) if fit)
+    left_out = tuple(i for i, fit in enumerate(fits) if not fit)
+    longest = max((len(rows[i][0]) + len(rows[i][1]) for i in kept), default=1)
+    if width is None:
+        width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max(max_length, 1))
+    if longest > width:
+        raise ValueError(f"width must be at least {longest}, got {width}")
+    return Encoded(_table([rows[i] for i in kept], width, _pad_id(tokenizer)), kept, left_out)
+
+
+def same_width(*tables: TokenTable) -> tuple[TokenTable, ...]:
+    """The tables, all as wide as the widest of them."""
+    width = max(table.tokens.shape[1] for table in tables)
+    return tuple(_widen(table, width) for table in tables)
+
+
+def prompt_tokens(tokenizer: "Tokenizer", question: str, *, template: str) -> list[int]:
+    """What generation starts from: exactly the first tokens of the row that `encode` makes."""
+    text = _prompt_text(tokenizer, question, template)
+    return _encode_texts(tokenizer, [text], [_is_chat(tokenizer, question)])[0]
+
+
+def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
+    """The tokens that end an answer: end of text and, with a chat template, end of turn."""
+    stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    if tokenizer.chat_template:
+        ((_, answer),) = _split_rows(tokenizer, [("a", "b")], "{question}")
+        stops |= {answer[-1]} & _end_ids(tokenizer)
+    return tuple(sorted(stops))
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
+    """A byte-level BPE tokenizer with <pad>, <s> (put before each text) and </s>.
+
+    Every text can be encoded and comes back unchanged. The same texts give the same tokenizer.
+
+    Raises:
+      UserError: when `vocab_size` has no room for the bytes and the special tokens.
+    """
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    smallest = BYTE_ALPHABET + len(_SPECIAL)
+    if vocab_size < smallest:
+        raise UserError(f"model.vocab_size: must be at least {smallest}, got {vocab_size}")
+    pad, bos, eos = _SPECIAL
+    model = Tokenizer(models.BPE())
+    model.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(_SPECIAL),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    model.post_processor = processors.TemplateProcessing(
+        single=f"{bos} $A", special_tokens=[(bos, model.token_to_id(bos))]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=model,
+        bos_token=bos,
+        eos_token=eos,
+        pad_token=pad,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def _split_rows(
+    tokenizer: "Tokenizer", pairs: Sequence[tuple[str, str]], template: str
+) -> list[tuple[list[int], list[int]]]:
+    """Prompt tokens and answer tokens of each pair."""
+    chat = [_is_chat(tokenizer, question) for question, _ in pairs]
+    texts = [_prompt_text(tokenizer, question, template) for question, _ in pairs]
+    rests = [_answer_text(tokenizer, *pair, text) for pair, text in zip(pairs, texts, strict=True)]
+    wholes = [text + rest for text, rest in zip(texts, rests, strict=True)]
+    ends = _end_ids(tokenizer)
+    rows = []
+    for prompt, whole, rest, rendered in zip(
+        _encode_texts(tokenizer, texts, chat),
+        _encode_texts(tokenizer, wholes, chat),
+        rests,
+        chat,
+        strict=True,
+    ):
+        joined = whole[: len(prompt)] == prompt
+        answer = whole[len(prompt) :] if joined else _encode_apart(tokenizer, rest)
+        end = next((i for i, token in enumerate(answer) if rendered and token in ends), None)
+        if end is not None:
+            answer = answer[: end + 1]
+        elif tokenizer.eos_token_id is not None:
+            answer = [*answer, tokenizer.eos_token_id]
+        rows.append((prompt, answer))
+    return rows
+
+
+def _is_chat(tokenizer: "Tokenizer", question: str) -> bool:
+    return bool(tokenizer.chat_template) and question != ""
+
+
+def _prompt_text(tokenizer: "Tokenizer", question: str, template: str) -> str:
+    if _is_chat(tokenizer, question):
+        return tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+    return template.replace("{question}", question) if question else ""
+
+
+def _answer_text(tokenizer: "Tokenizer", question: str, answer: str, prompt: str) -> str:
+    """The text that follows the prompt."""
+    if not question:
+        return answer
+    if not tokenizer.chat_template:
+        return f" {answer}"
+    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    text = tokenizer.apply_chat_template(messages, tokenize=False)
+    if not text.startswith(prompt):
+        raise UserError(
+            "chat template: its generation prompt is not how its assistant turn begins, so the"
+            " answer cannot be found; take chat_template out of the tokenizer's files to use"
+            " data.template"
+        )
+    return text[len(prompt) :]
+
+
+def _encode_texts(
+    tokenizer: "Tokenizer", texts: Sequence[str], rendered: Sequence[bool]
+) -> list[list[int]]:
+    """Tokens of each text; a rendered chat already holds its special tokens."""
+    out: list[list[int]] = [[] for _ in texts]
+    for chat in (False, True):
+        chosen = [i for i, flag in enumerate(rendered) if flag == chat]
+        if not chosen:
+            continue
+        ids = tokenizer([texts[i] for i in chosen], add_special_tokens=not chat, verbose=False)
+        for i, tokens in zip(chosen, ids["input_ids"], strict=True):
+            # Some tokenizers close every text; a prompt must stay open.
+            closed = not chat and tokens and tokens[-1] == tokenizer.eos_token_id
+            out[i] = tokens[:-1] if closed else tokens
+    return out
+
+
+def _encode_apart(tokenizer: "Tokenizer", rest: str) -> list[int]:
+    """Tokens of a text that continues another one."""
+    alone = tokenizer("b", add_special_tokens=False)["input_ids"]
+    puts_space = not tokenizer.convert_ids_to_tokens(alone)[0].startswith("b")
+    text = rest.removeprefix(" ") if puts_space else rest
+    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def _end_ids(tokenizer: "Tokenizer") -> set[int]:
+    """Special tokens that can end a turn."""
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    other = {tokenizer.bos_token_id, tokenizer.unk_token_id}
+    return (special - other) | {tokenizer.eos_token_id}
+
+
+def _pad_id(tokenizer: "Tokenizer") -> int:
+    """Any id will do: lengths and masks say what is real."""
+    ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
+    return next(i for i in ids if i is not None)
+
+
+def _table(rows: Sequence[tuple[list[int], list[int]]], width: int, pad: int) -> TokenTable:
+    tokens = np.full((len(rows), width), pad, np.int32)
+    for i, (prompt, answer) in enumerate(rows):
+        tokens[i, : len(prompt) + len(answer)] = prompt + answer
+    lengths = np.array([len(prompt) + len(answer) for prompt, answer in rows], np.int32)
+    # Nothing comes before the first token that could predict it.
+    prompts = np.array([max(len(prompt), 1) for prompt, _ in rows], np.int32)
+    column = np.arange(width)
+    mask = (column >= prompts[:, None]) & (column < lengths[:, None])
+    return TokenTable(tokens, mask, lengths, prompts)
+
+
+def _widen(table: TokenTable, width: int) -> TokenTable:
+    extra = ((0, 0), (0, width - table.tokens.shape[1]))
+    return replace(
+        table,
+        # Padding is never read, so the value need not be the pad id.
+        tokens=np.pad(table.tokens, extra),
+        answer_mask=np.pad(table.answer_mask, extra),
+    )

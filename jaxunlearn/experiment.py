@@ -1,0 +1,474 @@
+"""A whole experiment: prepare, unlearn, evaluate, report, export."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from jaxunlearn import config as configs
+from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
+from jaxunlearn.data import formats, sampling, tokens
+from jaxunlearn.data.formats import Row, UnlearningData
+from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation import report, suite
+from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.methods import registry
+from jaxunlearn.models import transformer
+from jaxunlearn.models.checkpoint_hf import export_adapter, export_model, load_model
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.transformer import DecoderConfig
+from jaxunlearn.progress import Bars
+from jaxunlearn.runs import RunFolder
+from jaxunlearn.training.loop import train
+
+SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
+SAMPLES = 8  # rows of each set whose generations the report shows
+T = TypeVar("T")
+
+
+def resolve(experiment: Experiment) -> Experiment:
+    """The experiment with every method's hyper-parameters filled in.
+
+    Raises:
+      UserError: an unknown method or hyper-parameter, or settings that exclude each other.
+    """
+    if experiment.model.path is None and experiment.finetune is None:
+        raise UserError("model.path: is missing; give a model folder, or a finetune section")
+    if experiment.adapter is not None and experiment.training.train_only is not None:
+        raise UserError("training.train_only: cannot be combined with adapter; remove one")
+    return dataclasses.replace(
+        experiment,
+        method=registry.resolve(experiment.method),
+        baselines=tuple(registry.resolve(method) for method in experiment.baselines),
+    )
+
+
+def run(experiment: Experiment) -> dict[str, Any]:
+    """Runs an experiment in its run folder, going on where an earlier start of it was cut off.
+
+    Returns:
+      The summary, as in summary.json.
+
+    Raises:
+      UserError: any fault in config, data, model or run folder, before the expensive part.
+    """
+    experiment = resolve(experiment)
+    folder = RunFolder(experiment)
+    if folder.summary is not None:
+        return folder.summary
+    with Bars() as bars:
+        work = _Workshop(experiment, folder, bars)
+        target = work.target()
+        evaluations = {"target": work.evaluate("target", target)}
+        retrained = work.retrained()
+        if retrained is not None:
+            evaluations["retrained"] = work.evaluate("retrained", retrained)
+        del retrained
+        for label, method in labels(experiment).items():
+            model = work.unlearn(label, target, method)
+            evaluations[label] = work.evaluate(label, model)
+        return work.finish(target, model, evaluations)
+
+
+def finetune(experiment: Experiment) -> list[Path]:
+    """Trains the target model and the retrained reference, and exports both.
+
+    Returns:
+      The exported Hugging Face folders, `target` and `retrained` of the run folder.
+
+    Raises:
+      UserError: as `run`; also when the config has no finetune section.
+    """
+    experiment = resolve(experiment)
+    if experiment.finetune is None:
+        raise UserError("finetune: is missing from the config; add a finetune section")
+    folder = RunFolder(experiment)
+    with Bars() as bars:
+        work = _Workshop(experiment, folder, bars)
+        models = {"target": work.target(), "retrained": work.retrained()}
+        card = "Made by jaxunlearn's finetune command."
+        return [
+            export_model(model, folder.path / name, card=card, overwrite=True)
+            for name, model in models.items()
+            if model is not None
+        ]
+
+
+def evaluate(
+    model: LanguageModel, experiment: Experiment, retrained: LanguageModel | None = None
+) -> Evaluation:
+    """Evaluates a model on the config's data; with a retrained model also its forget quality."""
+    data = formats.load(experiment.data, experiment.seed)
+    with Bars() as bars:
+        evaluation = _evaluate("model", model, data, experiment, bars)
+        if retrained is not None:
+            reference = _evaluate("retrained", retrained, data, experiment, bars)
+            evaluation.metrics["forget_quality"] = suite.forget_quality(evaluation, reference)
+    return evaluation
+
+
+def unlearn_rows(
+    model: LanguageModel,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    experiment: Experiment,
+    method: MethodConfig,
+    *,
+    checkpoints: Path | None = None,
+    on_steps: Callable[..., None] | None = None,
+    say: Callable[[str], None] = print,
+) -> LanguageModel:
+    """Unlearns rows from a model with one method; of `experiment` only the settings are used."""
+    objective, hyper = registry.objective(method)
+    limit = max_length(model, experiment)
+    groups = {"forget": forget, "retain": retain}
+    tables = {
+        name: encode_rows(model, rows, experiment, limit, name, say)
+        for name, rows in groups.items()
+        if name in objective.groups
+    }
+    training = experiment.training
+    schedule = sampling.SAMPLERS[experiment.sampling.name](
+        len(tables["forget"].tokens),
+        len(tables["retain"].tokens) if "retain" in tables else 1,
+        training.epochs,
+        training.batch_size,
+        experiment.seed,
+    )
+    tables = dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
+    return train(
+        model,
+        tables,
+        {name: getattr(schedule, name) for name in tables},
+        objective,
+        hyper,
+        training,
+        adapter=experiment.adapter,
+        seed=experiment.seed,
+        checkpoints=checkpoints,
+        on_steps=on_steps,
+    )
+
+
+def encode_rows(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    experiment: Experiment,
+    limit: int,
+    what: str,
+    say: Callable[[str], None],
+) -> TokenTable:
+    """Rows as tokens; says how many were longer than the limit and so left out.
+
+    Raises:
+      UserError: no row is short enough.
+    """
+    pairs = [(row.question, row.answer) for row in rows]
+    encoded = tokens.encode(
+        need_tokenizer(model), pairs, template=experiment.data.template, max_length=limit
+    )
+    if encoded.left_out:
+        first = rows[encoded.left_out[0]].source
+        say(
+            f"{what}: {len(encoded.left_out)} of {len(rows)} rows are longer than {limit} tokens "
+            f"and were left out (the first is {first})"
+        )
+    if not encoded.kept:
+        raise UserError(f"{what}: every row is longer than {limit} tokens; raise data.max_length")
+    return encoded.table
+
+
+def max_length(model: LanguageModel, experiment: Experiment) -> int:
+    """Tokens a row may have."""
+    own = model.config.max_positions
+    return min(experiment.data.max_length or own, own)
+
+
+def need_tokenizer(model: LanguageModel) -> Any:
+    """The model's tokenizer.
+
+    Raises:
+      UserError: it has none.
+    """
+    if model.tokenizer is None:
+        raise UserError(
+            f"{model.folder}: no tokenizer here; copy tokenizer.json and tokenizer_config.json of "
+            "the model into this folder"
+        )
+    return model.tokenizer
+
+
+def labels(experiment: Experiment) -> dict[str, MethodConfig]:
+    """A distinct name for every method of the run; the main one comes last."""
+    found: dict[str, MethodConfig] = {}
+    for method in (*experiment.baselines, experiment.method):
+        same = sum(known.name == method.name for known in found.values())
+        found[method.name if not same else f"{method.name}_{same + 1}"] = method
+    return found
+
+
+class _Workshop:
+    """The stages of a run, each resumable by itself."""
+
+    def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars):
+        self.experiment, self.folder, self.bars = experiment, folder, bars
+        self.notes: list[str] = []
+        self.data = formats.load(experiment.data, experiment.seed)
+        self.base = _base_model(experiment, self.data)
+        need_tokenizer(self.base)
+        self.environment = folder.write_environment(self.data)
+        self.limit = max_length(self.base, experiment)
+
+    def target(self) -> LanguageModel:
+        """The model that is to forget."""
+        if self.experiment.finetune is None:
+            return self.base
+        rows = self._all_rows()
+        return self._finetuned("target", self.experiment.finetune, list(range(len(rows))))
+
+    def retrained(self) -> LanguageModel | None:
+        """The reference that never saw the forget rows: given, trained, or None."""
+        if self.experiment.model.retrained is not None:
+            return load_model(self.experiment.model.retrained)
+        if self.experiment.finetune is None:
+            return None
+        kept = list(range(len(self.data.forget), len(self._all_rows())))
+        return self._finetuned("retrained", self.experiment.finetune, kept)
+
+    def unlearn(self, label: str, target: LanguageModel, method: MethodConfig) -> LanguageModel:
+        """The target after one method."""
+        with self.bars.stage(label) as stage:
+            return self._timed(
+                f"{label} training",
+                lambda: unlearn_rows(
+                    target,
+                    self.data.forget,
+                    self.data.retain,
+                    self.experiment,
+                    method,
+                    checkpoints=self.folder.checkpoints(label),
+                    on_steps=self._logger(label, stage.steps),
+                    say=self._note,
+                ),
+            )
+
+    def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
+        """The evaluation of a model, done once per run."""
+        done = self.folder.read_evaluation(label)
+        if done is not None:
+            return done
+        evaluation = self._timed(
+            f"{label} evaluation",
+            lambda: _evaluate(label, model, self.data, self.experiment, self.bars),
+        )
+        if evaluation.left_out:
+            self._note(
+                f"evaluation: {evaluation.left_out} answers are longer than the model's limit and "
+                "are in no number"
+            )
+        self.folder.write_evaluation(label, evaluation)
+        return evaluation
+
+    def finish(
+        self, target: LanguageModel, model: LanguageModel, evaluations: dict[str, Evaluation]
+    ) -> dict[str, Any]:
+        """Summary, report and exported model; the summary comes last, as the sign of the end."""
+        models = {}
+        for label, evaluation in evaluations.items():
+            metrics = dict(evaluation.metrics)
+            if "retrained" in evaluations:
+                quality = suite.forget_quality(evaluation, evaluations["retrained"])
+                metrics = {"forget_quality": quality, **metrics}
+            models[label] = metrics
+        summary = {
+            "name": self.experiment.name,
+            "primary": list(evaluations)[-1],
+            "models": models,
+            "timing": self.folder.add_timing("report", 0.0),
+            "config": configs.dump(self.experiment),
+            "environment": self.environment,
+            "notes": self.notes,
+        }
+        self._export(target, model, model_card(summary))
+        sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
+        samples = _samples(sets, evaluations)
+        report.write_html(self.folder.path / "report.html", summary, self.folder.curves(), samples)
+        self.folder.write_json("summary.json", summary)
+        return summary
+
+    def _export(self, target: LanguageModel, model: LanguageModel, card: str) -> None:
+        path = self.folder.path
+        export_model(model, path / "hf", card=card, overwrite=True)
+        if model.adapter is None:
+            return
+        base = Path(self.experiment.model.path or "")
+        if self.experiment.finetune is not None or target.adapter is not None:
+            base = export_model(target, path / "target", overwrite=True)
+        export_adapter(model, path / "adapter", base=base, overwrite=True)
+
+    def _finetuned(
+        self, stage: str, training: TrainingConfig, chosen: Sequence[int]
+    ) -> LanguageModel:
+        """The base model trained on the chosen ones of all rows."""
+        with self.bars.stage(f"{stage} model") as bar:
+            # One table for target and retrained, so that both use one compiled program.
+            rows = self._all_rows()
+            table = encode_rows(
+                self.base, rows, self.experiment, self.limit, "training rows", self._note
+            )
+            chosen = self._places(rows, chosen)
+            order = sampling.epochs(
+                len(chosen), training.epochs, training.batch_size, self.experiment.seed
+            )
+            schedule = np.where(order >= 0, np.asarray(chosen, np.int32)[order], -1)
+            return self._timed(
+                f"{stage} training",
+                lambda: train(
+                    self.base,
+                    {"train": table},
+                    {"train": schedule.astype(np.int32)},
+                    registry.FINETUNE,
+                    {},
+                    training,
+                    checkpoints=self.folder.checkpoints(stage),
+                    on_steps=self._logger(stage, bar.steps),
+                ),
+            )
+
+    def _places(self, rows: Sequence[Row], chosen: Sequence[int]) -> list[int]:
+        """Table rows of the chosen rows: those that were too long are not in the table."""
+        kept = tokens.encode(
+            self.base.tokenizer,
+            [(row.question, row.answer) for row in rows],
+            template=self.experiment.data.template,
+            max_length=self.limit,
+        ).kept
+        wanted = set(chosen)
+        return [place for place, index in enumerate(kept) if index in wanted]
+
+    def _all_rows(self) -> tuple[Row, ...]:
+        return (*self.data.forget, *self.data.retain, *self.data.general)
+
+    def _logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
+        first = True
+
+        def on_steps(done: int, total: int, log: list[dict[str, float]]) -> None:
+            nonlocal first
+            if first:
+                self.folder.forget_log(stage, log[0]["step"])
+                first = False
+            self.folder.log(stage, log)
+            show(done, total, log)
+
+        return on_steps
+
+    def _note(self, text: str) -> None:
+        if text not in self.notes:
+            self.notes.append(text)
+            self.bars.say(text)
+
+    def _timed(self, what: str, work: Callable[[], T]) -> T:
+        begin = time.perf_counter()
+        result = work()
+        self.folder.add_timing(what, time.perf_counter() - begin)
+        return result
+
+
+def _evaluate(
+    label: str, model: LanguageModel, data: UnlearningData, experiment: Experiment, bars: Bars
+) -> Evaluation:
+    need_tokenizer(model)
+    with bars.stage(f"evaluate {label}") as stage:
+        return suite.evaluate(
+            model,
+            suite.limit_sets(data.evaluation, experiment.evaluation.limit),
+            experiment.evaluation,
+            template=experiment.data.template,
+            max_length=max_length(model, experiment),
+            on_rows=lambda done, total: stage.update(done, total, "rows"),
+        )
+
+
+def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
+    """The model that everything starts from: loaded, or made from nothing."""
+    settings = experiment.model
+    if settings.path is not None:
+        model = load_model(settings.path)
+        config = dataclasses.replace(model.config, remat=settings.remat)
+        return dataclasses.replace(model, config=config)
+    texts = [
+        experiment.data.template.replace("{question}", row.question) + " " + row.answer
+        for row in (*data.forget, *data.retain, *data.general)
+    ]
+    tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
+    config = DecoderConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=settings.hidden_size,
+        intermediate_size=settings.intermediate_size,
+        num_layers=settings.num_layers,
+        num_heads=settings.num_heads,
+        num_kv_heads=settings.num_kv_heads,
+        head_dim=settings.hidden_size // settings.num_heads,
+        max_positions=SCRATCH_POSITIONS,
+        tie_embeddings=True,
+        remat=settings.remat,
+    )
+    ids = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    return LanguageModel(
+        config=config,
+        params=transformer.init_params(config, jax.random.key(experiment.seed)),
+        tokenizer=tokenizer,
+        hf_config={"model_type": "llama", **ids},
+    )
+
+
+def _samples(
+    sets: dict[str, formats.EvalSet], evaluations: dict[str, Evaluation]
+) -> list[dict[str, Any]]:
+    """Rows with what each model answers, for the report."""
+    samples = []
+    for name, chosen in sets.items():
+        if chosen.role == "general":
+            continue
+        step = max(1, len(chosen.rows) // SAMPLES)
+        for place in range(0, len(chosen.rows), step)[:SAMPLES]:
+            row = chosen.rows[place]
+            answers = {label: e.generations[name][place] for label, e in evaluations.items()}
+            samples.append(
+                {
+                    "set": chosen.role,
+                    "question": row.question,
+                    "answer": row.answer,
+                    "generations": answers,
+                }
+            )
+    return samples
+
+
+def model_card(summary: dict[str, Any]) -> str:
+    """README.md of an exported model: what was unlearned, how, and with which numbers."""
+    config, primary = summary["config"], summary["primary"]
+    method = ", ".join(f"{key} {value}" for key, value in config["method"].items())
+    shown = ["forget_quality", "model_utility", "forget_probability", "forget_rouge"]
+    lines = ["| model | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for label, metrics in summary["models"].items():
+        values = [metrics.get(name, {}).get("value") for name in shown]
+        cells = ["-" if value is None else f"{value:.3g}" for value in values]
+        lines.append(f"| {label} | " + " | ".join(cells) + " |")
+    data = config["data"]
+    forgotten = data["forget"] or f"{data['forget_people']} of {data['people']} invented people"
+    return (
+        f"# {summary['name']}: an unlearned model\n\n"
+        f"Start model: {config['model']['path'] or 'made by this run'}. "
+        f"Forgotten: {forgotten} ({data['format']}). Method: {method}. Seed: {config['seed']}.\n\n"
+        f"This folder is the model `{primary}`, written by jaxunlearn.\n\n" + "\n".join(lines) + "\n"
+    )

@@ -1,0 +1,1 @@
+"""A decoder-only language model as pure functions of (params, tokens), and its Hugging Face form."""

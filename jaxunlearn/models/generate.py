@@ -1,0 +1,262 @@
+"""Text generation: prompts in, continuation ids out, with a key-value cache on the device.
+
+Prompts of different lengths are sorted, padded on the left to a few fixed widths and decoded by one
+compiled loop per shape, so that every row writes the same cache slot at the same step. What a row
+gets does not depend on its batch mates: padding is masked, positions count from the row's own
+start, and its random keys derive from (seed, row, step) alone.
+"""
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.errors import UserError
+from jaxunlearn.models.transformer import (
+    DecoderConfig,
+    LayerCache,
+    Params,
+    empty_cache,
+    forward_cached,
+    head_logits,
+    unstack_layers,
+)
+
+_NARROWEST = 16  # prompt widths are this times a power of two; answer room is a multiple of it
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is drawn; the default is greedy."""
+
+    temperature: float = 0.0  # 0: always the most likely token
+    top_k: int = 0  # keep only the k most likely tokens; 0: all
+    top_p: float = 1.0  # keep the fewest tokens whose probabilities reach this sum
+
+    def __post_init__(self):
+        """Refuse values outside their ranges."""
+        if self.temperature < 0:
+            raise UserError(f"sampling.temperature is {self.temperature}: use 0 (greedy) or more")
+        if self.top_k < 0:
+            raise UserError(f"sampling.top_k is {self.top_k}: use 0 (off) or more")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"sampling.top_p is {self.top_p}: use a number in (0, 1]")
+
+
+def generate(
+    config: DecoderConfig,
+    params: Params,
+    prompts: Sequence[Sequence[int]],
+    *,
+    lora: Params | None = None,
+    max_new_tokens: int,
+    stop_tokens: Sequence[int],
+    sampling: Sampling = Sampling(),
+    seed: int = 0,
+    batch_size: int = 32,
+) -> list[list[int]]:
+    """Continue every prompt.
+
+    Args:
+      config: the model's shape.
+      params: its parameters.
+      prompts: token ids of each prompt, of any lengths >= 1.
+      lora: adapter tree, already scaled; None for the bare model.
+      max_new_tokens: most ids to add to a prompt.
+      stop_tokens: ids that end a continuation; they are not part of it.
+      sampling: how the next id is drawn.
+      seed: of the random draws.
+      batch_size: most prompts decoded together.
+
+    Returns:
+      The new ids of each prompt, in the order of ``prompts``.
+
+    Raises:
+      UserError: a prompt is empty, too long for the model or holds an id it does not know.
+    """
+    _check_prompts(config, prompts, max_new_tokens)
+    if not prompts or max_new_tokens == 0:
+        return [[] for _ in prompts]
+    draw = _Draw(
+        jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p)
+    )
+    mode = "greedy" if sampling.temperature == 0 else "plain"
+    if mode == "plain" and (sampling.top_k or sampling.top_p < 1):
+        mode = "filtered"
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
+    batches = -(-len(prompts) // batch_size)
+    size = -(-len(prompts) // batches)
+    results: list[list[int]] = [[] for _ in prompts]
+    for first in range(0, len(prompts), size):
+        rows = by_length[first : first + size]
+        tokens, starts = _left_pad([prompts[row] for row in rows], size)
+        indices = np.full(size, -1, np.int32)
+        indices[: len(rows)] = rows
+        new_tokens, counts = _decode(
+            config,
+            -(-max_new_tokens // _NARROWEST) * _NARROWEST,
+            mode,
+            params,
+            lora,
+            tokens,
+            starts,
+            indices,
+            jnp.int32(max_new_tokens),
+            jnp.asarray(stop_tokens, jnp.int32),
+            draw,
+            jax.random.key(seed),
+        )
+        new_tokens, counts = np.asarray(new_tokens), np.asarray(counts)
+        for place, row in enumerate(rows):
+            results[row] = new_tokens[place, : counts[place]].tolist()
+    return results
+
+
+class _Draw(NamedTuple):
+    """The numbers of a `Sampling`, traced so that changing them does not recompile."""
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+
+
+class _Progress(NamedTuple):
+    """What the decoding loop carries."""
+
+    step: jax.Array  # new tokens so far
+    last_B: jax.Array  # the newest of them, not yet in the cache
+    tokens_BT: jax.Array
+    counts_B: jax.Array  # tokens before the stop token
+    running_B: jax.Array
+    cache: list[LayerCache]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _decode(
+    config: DecoderConfig,
+    room: int,
+    mode: str,
+    params: Params,
+    lora: Params | None,
+    tokens_BT: jax.Array,
+    starts_B: jax.Array,
+    rows_B: jax.Array,
+    limit: jax.Array,
+    stop_tokens: jax.Array,
+    draw: _Draw,
+    key: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """New tokens [B, room] and how many of them count; rows with a negative index are padding."""
+    batch, width = tokens_BT.shape
+    layers = list(
+        zip(
+            unstack_layers(params, config.num_layers),
+            unstack_layers(lora, config.num_layers),
+            strict=True,
+        )
+    )
+    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(key, rows_B)
+    forward = functools.partial(forward_cached, config, params, layers, starts=starts_B)
+
+    def extend(progress: _Progress, hidden_BD: jax.Array, cache: list[LayerCache]) -> _Progress:
+        next_logits = head_logits(config, params, hidden_BD)
+        next_B = _pick(mode, next_logits, draw, keys_B, progress.step)
+        stopped_B = (next_B[:, None] == stop_tokens[None]).any(axis=1)
+        running_B = progress.running_B & ~stopped_B
+        return _Progress(
+            progress.step + 1,
+            next_B,
+            jax.lax.dynamic_update_slice(
+                progress.tokens_BT, next_B[:, None], (jnp.int32(0), progress.step)
+            ),
+            progress.counts_B + running_B,
+            running_B,
+            cache,
+        )
+
+    def advance(progress: _Progress) -> _Progress:
+        hidden_B1D, cache = forward(
+            progress.last_B[:, None], progress.cache, slot=width + progress.step - 1
+        )
+        return extend(progress, hidden_B1D[:, 0], cache)
+
+    zeros_B = jnp.zeros(batch, jnp.int32)
+    blank = jnp.zeros((batch, room), jnp.int32)
+    hidden_BTD, cache = forward(
+        tokens_BT, empty_cache(config, batch, width + room), slot=jnp.int32(0)
+    )
+    start = _Progress(jnp.int32(0), zeros_B, blank, zeros_B, rows_B >= 0, cache)
+    final = jax.lax.while_loop(
+        lambda progress: (progress.step < limit) & progress.running_B.any(),
+        advance,
+        extend(start, hidden_BTD[:, -1], cache),
+    )
+    return final.tokens_BT, final.counts_B
+
+
+def _pick(
+    mode: str, logits_BV: jax.Array, draw: _Draw, keys_B: jax.Array, step: jax.Array
+) -> jax.Array:
+    """Next token of every row, int32 [B]."""
+    if mode == "greedy":
+        return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
+    logits_BV = logits_BV / draw.temperature
+    if mode == "filtered":
+        logits_BV = _keep_likely(logits_BV, draw)
+    step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
+    return jax.vmap(jax.random.categorical)(step_keys_B, logits_BV).astype(jnp.int32)
+
+
+def _keep_likely(logits_BV: jax.Array, draw: _Draw) -> jax.Array:
+    """Logits with those outside the top k, then outside the nucleus, at -inf.
+
+    Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv:1904.09751.
+    """
+    vocabulary = logits_BV.shape[-1]
+    sorted_BV = -jnp.sort(-logits_BV, axis=-1)
+    most = jnp.where(draw.top_k == 0, vocabulary, draw.top_k)
+    in_top_k = jnp.arange(vocabulary)[None] < most
+    probs_BV = jax.nn.softmax(jnp.where(in_top_k, sorted_BV, -jnp.inf), axis=-1)
+    before_BV = jnp.cumsum(probs_BV, axis=-1) - probs_BV
+    # The most likely token has nothing before it, so it is always kept.
+    kept = jnp.where(in_top_k & (before_BV < draw.top_p), sorted_BV, jnp.inf)
+    least_B1 = jnp.min(kept, axis=-1, keepdims=True)
+    return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
+
+
+def _left_pad(prompts: list[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [size, width] with prompts at the right edge, and where each begins [size]."""
+    longest = max(map(len, prompts))
+    width = _NARROWEST
+    while width < longest:
+        width *= 2
+    tokens = np.zeros((size, width), np.int32)
+    starts = np.full(size, width - 1, np.int32)
+    for row, prompt in enumerate(prompts):
+        starts[row] = width - len(prompt)
+        tokens[row, starts[row] :] = prompt
+    return tokens, starts
+
+
+def _check_prompts(
+    config: DecoderConfig, prompts: Sequence[Sequence[int]], max_new_tokens: int
+) -> None:
+    room = config.max_positions - max_new_tokens
+    for row, prompt in enumerate(prompts):
+        if len(prompt) == 0:
+            raise UserError(f"prompt {row} is empty: give it at least one token")
+        if len(prompt) > room:
+            raise UserError(
+                f"prompt {row} has {len(prompt)} tokens, but with max_new_tokens={max_new_tokens} "
+                f"the model's {config.max_positions} positions leave room for {max(room, 0)}: "
+                "shorten the prompt or lower max_new_tokens"
+            )
+        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+            raise UserError(
+                f"prompt {row} holds token ids from {min(prompt)} to {max(prompt)}, but the "
+                f"model's vocabulary has ids 0 to {config.vocab_size - 1}: use its own tokenizer"
+            )

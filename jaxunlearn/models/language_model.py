@@ -1,0 +1,49 @@
+"""The bundle that a user holds: config, params, tokenizer, and where they came from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn.data import tokens
+from jaxunlearn.models.lora import Adapter, merge
+from jaxunlearn.models.transformer import DecoderConfig
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A model and its tokenizer; `params` is the plain nested dict that the decoder takes."""
+
+    config: DecoderConfig
+    params: Mapping[str, Any]
+    tokenizer: Any = None
+    """A transformers tokenizer; None when the folder had none."""
+    adapter: Adapter | None = None
+    hf_config: Mapping[str, Any] = field(default_factory=dict)
+    """config.json as it was read; export starts from it."""
+    generation_config: Mapping[str, Any] = field(default_factory=dict)
+    folder: Path | None = None
+    """Folder it was loaded from."""
+
+    @property
+    def lora(self) -> Mapping[str, Any] | None:
+        """Scaled adapter factors for the decoder, or None."""
+        return self.adapter and self.adapter.scaled
+
+    def merged(self) -> "LanguageModel":
+        """The same model with its adapter, if any, merged into the kernels."""
+        if self.adapter is None:
+            return self
+        fields = {**self.__dict__, "params": merge(self.params, self.lora), "adapter": None}
+        return LanguageModel(**fields)
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Ids that end an answer, as the generation config, config.json and the tokenizer say."""
+        found = []
+        for source in (self.generation_config, self.hf_config):
+            ids = source.get("eos_token_id")
+            found += ids if isinstance(ids, list) else [ids]
+        if self.tokenizer is not None:
+            found += tokens.stop_tokens(self.tokenizer)
+        return tuple(sorted({i for i in found if i is not None}))

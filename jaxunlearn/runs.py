@@ -1,0 +1,173 @@
+"""The run folder: what a run writes, how it is resumed, and when it is refused."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxunlearn import config as configs
+from jaxunlearn.config import Experiment
+from jaxunlearn.data.formats import UnlearningData
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.suite import Evaluation
+
+_PACKAGES = (
+    "jaxunlearn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
+    "tokenizers", "numpy",
+)  # fmt: skip
+
+
+class RunFolder:
+    """The files of one run.
+
+    Args:
+      experiment: the resolved config; a folder that holds another one is refused.
+
+    Raises:
+      UserError: the folder is already used by another run or for something else.
+    """
+
+    def __init__(self, experiment: Experiment):
+        self.path = Path(experiment.output) / str(experiment.name)
+        self.config_path = self.path / "config.yaml"
+        text = yaml.safe_dump(configs.dump(experiment), sort_keys=False, allow_unicode=True)
+        if self.config_path.exists():
+            self._check_same(experiment)
+            return
+        if self.path.exists() and (not self.path.is_dir() or _names(self.path)):
+            raise UserError(f"{self.path}: already there and not a run folder; choose another --name")
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.config_path, text)
+
+    def _check_same(self, experiment: Experiment) -> None:
+        old = configs.dump(configs.load(self.config_path))
+        new = configs.dump(experiment)
+        changed = sorted(k for k, v in _flat(new).items() if _flat(old).get(k) != v)
+        changed += sorted(_flat(old).keys() - _flat(new).keys())
+        if changed:
+            raise UserError(
+                f"{self.path}: already holds a run with another config (differs in "
+                f"{', '.join(changed[:5])}); choose another --name or remove the folder"
+            )
+
+    @property
+    def summary(self) -> dict[str, Any] | None:
+        """The summary of a run that is complete, else None."""
+        return _read_json(self.path / "summary.json")
+
+    def checkpoints(self, stage: str) -> Path:
+        """Folder of a training stage's checkpoints."""
+        return self.path / "checkpoints" / stage
+
+    def write_environment(self, data: UnlearningData) -> dict[str, Any]:
+        """Records versions, devices and data fingerprints."""
+        import jax
+
+        versions = {name: _version(name) for name in _PACKAGES}
+        environment = {
+            **versions,
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "data": {
+                "forget": f"{len(data.forget)} rows, sha256 {_fingerprint(data.forget)}",
+                "retain": f"{len(data.retain)} rows, sha256 {_fingerprint(data.retain)}",
+            },
+        }
+        self.write_json("environment.json", environment)
+        return environment
+
+    def log(self, stage: str, rows: Iterable[Mapping[str, float]]) -> None:
+        """Appends steps to metrics.jsonl."""
+        lines = [json.dumps({"model": stage, **row}) for row in rows]
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in lines))
+
+    def forget_log(self, stage: str, first_step: int) -> None:
+        """Drops logged steps that a resumed stage will log again."""
+        kept = [r for r in self.curves() if r["model"] != stage or r["step"] < first_step]
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
+
+    def curves(self) -> list[dict[str, Any]]:
+        """All logged steps; a last line that a kill cut short is passed over."""
+        path = self.path / "metrics.jsonl"
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return rows
+
+    def read_evaluation(self, stage: str) -> Evaluation | None:
+        """A finished evaluation of this run, or None."""
+        saved = _read_json(self.path / "evaluations" / f"{stage}.json")
+        return saved and Evaluation(**saved)
+
+    def write_evaluation(self, stage: str, evaluation: Evaluation) -> None:
+        """Keeps an evaluation."""
+        self.write_json(f"evaluations/{stage}.json", dataclasses.asdict(evaluation))
+
+    def add_timing(self, what: str, seconds: float) -> dict[str, float]:
+        """Adds to the time a stage has taken over all starts of this run; returns all of them."""
+        timing = _read_json(self.path / "timing.json") or {}
+        timing[what] = round(timing.get(what, 0.0) + seconds, 2)
+        self.write_json("timing.json", timing)
+        return timing
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file of the run atomically."""
+        write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that it is there completely or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def _names(folder: Path) -> list[str]:
+    """What is in a folder, other than a config that a kill left half written."""
+    return [entry.name for entry in folder.iterdir() if entry.name != ".config.yaml.tmp"]
+
+
+def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict):
+        items = tree.items()
+    elif isinstance(tree, list):
+        items = enumerate(tree)
+    else:
+        return {prefix: tree}
+    flat: dict[str, Any] = {prefix: {}} if prefix and not tree else {}
+    for key, child in items:
+        flat |= _flat(child, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def _fingerprint(rows: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(repr((row.question, row.answer)).encode())
+    return digest.hexdigest()[:16]
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"

@@ -1,0 +1,88 @@
+"""Checkpoints of a training state, by Orbax: atomic, resumable, refused when foreign or damaged."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+
+from jaxunlearn.errors import UserError
+from jaxunlearn.training.step import TrainState
+
+
+class Checkpoints:
+    """The checkpoints of one training stage, in one folder; a context manager.
+
+    Args:
+      folder: made when missing.
+      fingerprint: identifies data, schedule and settings; a checkpoint with another is refused.
+    """
+
+    def __init__(self, folder: Path, fingerprint: str):
+        import orbax.checkpoint as ocp
+
+        self.folder = folder
+        self.fingerprint = fingerprint
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=2, create=True),
+            item_names=("state", "meta"),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state in the background; it is there completely or not at all."""
+        import orbax.checkpoint as ocp
+
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state),
+            meta=ocp.args.JsonSave({"fingerprint": self.fingerprint}),
+        )
+        self._manager.save(int(state.step), args=items)
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The latest saved state, or `like` itself when nothing was saved.
+
+        Raises:
+          UserError: the checkpoint belongs to another run, or cannot be read.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step()
+        if step is None:
+            return like
+        place = self.folder / str(step)
+        try:
+            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
+        except Exception as error:
+            raise _damaged(place, error) from error
+        if meta.meta.get("fingerprint") != self.fingerprint:
+            raise UserError(
+                f"{place}: this checkpoint belongs to a run with other data or settings; "
+                "use another run name or remove the folder"
+            )
+        target: Any = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(target))
+        try:
+            return self._manager.restore(step, args=items).state
+        except Exception as error:
+            raise _damaged(place, error) from error
+
+
+def _damaged(place: Path, error: Exception) -> UserError:
+    first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return UserError(
+        f"{place}: the checkpoint is damaged ({first}); remove this folder to go on from the one "
+        "before it"
+    )

@@ -1,0 +1,263 @@
+"""From a schedule to a trained model: dispatch steps, watch the losses, checkpoint, resume."""
+
+import dataclasses
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxunlearn.config import AdapterConfig, TrainingConfig
+from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.errors import UserError
+from jaxunlearn.methods.registry import Objective
+from jaxunlearn.models import lora
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.training.checkpoint import Checkpoints
+from jaxunlearn.training.step import (
+    Rows,
+    StepSpec,
+    TrainState,
+    init_state,
+    reference_log_probs,
+    run_steps,
+)
+
+CAPACITY = 32  # most steps in one dispatch
+DISPATCH_SECONDS = 0.5  # aimed-at time of one dispatch, so that progress stays live
+
+OnSteps = Callable[[int, int, list[dict[str, float]]], None]
+
+
+class DivergedError(RuntimeError):
+    """A loss became infinite or not a number; the message says where and what to do."""
+
+
+def train(
+    model: LanguageModel,
+    tables: Mapping[str, TokenTable],
+    schedule: Mapping[str, np.ndarray],
+    objective: Objective,
+    hyper: Mapping[str, float],
+    training: TrainingConfig,
+    *,
+    adapter: AdapterConfig | None = None,
+    seed: int = 0,
+    checkpoints: Path | None = None,
+    on_steps: OnSteps | None = None,
+) -> LanguageModel:
+    """Trains a model along a schedule.
+
+    Args:
+      model: the start model, also the frozen reference; it is left as it is.
+      tables: group name to token table, all of one width T.
+      schedule: group name to row indices [steps, B]; -1 is an empty slot.
+      objective: what each step minimises.
+      hyper: its hyper-parameters.
+      training: optimiser settings; `epochs` is already in the schedule.
+      adapter: train a fresh LoRA adapter instead of the parameters.
+      seed: of the adapter's initial factors.
+      checkpoints: folder to save to and to resume from; None saves nothing.
+      on_steps: called after each dispatch with (steps done, steps in all, one dict per new step).
+
+    Returns:
+      The trained model, its parameters in the start model's dtypes.
+
+    Raises:
+      UserError: `train_only` matches nothing, or a checkpoint is foreign or damaged.
+      DivergedError: a loss is not finite; the last good checkpoint is kept.
+    """
+    model = model.merged()
+    trainable, frozen = split_params(model, training.train_only, adapter, seed)
+    if objective.needs("reference_log_softmax") and adapter is None:
+        frozen["reference"] = model.params
+    spec = StepSpec(model.config, objective, training.decay, training.micro_batches)
+    steps = len(next(iter(schedule.values())))
+    numbers = _numbers(hyper, training, steps)
+    state = init_state(trainable)
+    if checkpoints is None:
+        run = _Run(spec, frozen, _device_rows(model, tables, objective), schedule, numbers)
+        state = _advance(run, state, tables, training, None, on_steps)
+    else:
+        mark = _fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training)
+        with Checkpoints(checkpoints, mark) as store:
+            state = store.restore(state)
+            if int(state.step) < steps:
+                run = _Run(spec, frozen, _device_rows(model, tables, objective), schedule, numbers)
+                state = _advance(run, state, tables, training, store, on_steps)
+    return _finished(model, state, adapter)
+
+
+def split_params(
+    model: LanguageModel, train_only: str | None, adapter: AdapterConfig | None, seed: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What trains and what stays, as the step's `combine` puts them together again."""
+    if adapter is not None:
+        if train_only is not None:
+            raise UserError("training.train_only: cannot be combined with adapter; remove one")
+        factors = lora.init(model.params, adapter.rank, key=jax.random.key(seed))
+        scale = jnp.float32(adapter.alpha / adapter.rank)
+        return {"lora": factors}, {"params": model.params, "lora_scale": scale}
+    flat = flatten_dict(dict(model.params))
+    try:
+        chosen = [p for p in flat if train_only is None or re.search(train_only, "/".join(p))]
+    except re.error as error:
+        raise UserError(f"training.train_only: not a regular expression: {error}") from None
+    if not chosen:
+        example = ", ".join("/".join(path) for path in list(flat)[:3])
+        raise UserError(
+            f"training.train_only: {train_only!r} matches no parameter; there are {example}, ..."
+        )
+    inside = {path: flat[path] for path in chosen}
+    outside = {path: leaf for path, leaf in flat.items() if path not in inside}
+    return {"params": unflatten_dict(inside)}, {"params": unflatten_dict(outside)}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    """Everything of a training stage that no step changes."""
+
+    spec: StepSpec
+    frozen: Mapping[str, Any]
+    rows: Mapping[str, Rows]
+    schedule: Mapping[str, np.ndarray]
+    numbers: Mapping[str, jax.Array]
+
+    def dispatch(
+        self, state: TrainState, start: int, count: int
+    ) -> tuple[TrainState, list[dict[str, float]]]:
+        part = {
+            group: _padded(index[start : start + count], CAPACITY, -1)
+            for group, index in self.schedule.items()
+        }
+        state, log = run_steps(
+            self.spec, state, self.frozen, self.rows, part, np.int32(count), self.numbers
+        )
+        log = jax.device_get(log)
+        return state, [{name: float(log[name][i]) for name in log} for i in range(count)]
+
+
+def _advance(
+    run: _Run,
+    state: TrainState,
+    tables: Mapping[str, TokenTable],
+    training: TrainingConfig,
+    store: Checkpoints | None,
+    on_steps: OnSteps | None,
+) -> TrainState:
+    """From the state's step to the end of the schedule."""
+    steps = len(next(iter(run.schedule.values())))
+    step, count = int(state.step), 1
+    while step < steps:
+        to_checkpoint = training.checkpoint_every - step % training.checkpoint_every
+        count = min(count, steps - step, to_checkpoint)
+        begin = time.perf_counter()
+        state, log = run.dispatch(state, step, count)
+        seconds = time.perf_counter() - begin
+        for offset, metrics in enumerate(log):
+            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
+                raise DivergedError(
+                    f"{run.spec.objective.name}: the loss is {metrics['loss']} at step "
+                    f"{step + offset + 1} of {steps}; lower training.learning_rate"
+                )
+            batch_tokens = _batch_tokens(tables, run.schedule, step + offset)
+            metrics["step"] = step + offset + 1
+            metrics["tokens_per_second"] = batch_tokens * count / seconds
+        step += count
+        if store is not None and (step == steps or step % training.checkpoint_every == 0):
+            store.save(state)
+        if on_steps is not None:
+            on_steps(step, steps, log)
+        count = int(np.clip(count * DISPATCH_SECONDS / seconds, 1, CAPACITY))
+    return state
+
+
+def _finished(
+    model: LanguageModel, state: TrainState, adapter: AdapterConfig | None
+) -> LanguageModel:
+    if adapter is not None:
+        trained = lora.Adapter(state.trainable["lora"], adapter.rank, adapter.alpha)
+        return dataclasses.replace(model, adapter=trained)
+    flat = dict(flatten_dict(dict(model.params)))
+    for path, leaf in flatten_dict(dict(state.trainable["params"])).items():
+        flat[path] = leaf.astype(flat[path].dtype)
+    return dataclasses.replace(model, params=unflatten_dict(flat))
+
+
+def _device_rows(
+    model: LanguageModel, tables: Mapping[str, TokenTable], objective: Objective
+) -> dict[str, Rows]:
+    """The tables on the device, with the reference's log-probs where a term asks for them."""
+    needed = {t.group for t in objective.terms if "reference_seq_log_prob" in t.needs}
+    return {
+        group: Rows(
+            jnp.asarray(table.tokens),
+            jnp.asarray(table.answer_mask),
+            _reference(model, table) if group in needed else None,
+        )
+        for group, table in tables.items()
+    }
+
+
+def _reference(model: LanguageModel, table: TokenTable, batch: int = 16) -> jax.Array:
+    n, width = table.tokens.shape
+    tokens = _padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
+    return reference_log_probs(model.config, model.params, tokens).reshape(-1, width)[:n]
+
+
+def _padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
+    extra = np.full((length - len(rows), *rows.shape[1:]), fill, rows.dtype)
+    return np.concatenate([rows, extra])
+
+
+def _numbers(
+    hyper: Mapping[str, float], training: TrainingConfig, steps: int
+) -> dict[str, jax.Array]:
+    numbers = {
+        **hyper,
+        "learning_rate": training.learning_rate,
+        "weight_decay": training.weight_decay,
+        "clip_norm": training.clip_norm,
+        "warmup_steps": round(training.warmup * steps),
+        "total_steps": steps,
+    }
+    return {name: jnp.float32(value) for name, value in numbers.items()}
+
+
+def _batch_tokens(
+    tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray], step: int
+) -> int:
+    """Real tokens, padding not counted, that a step works through."""
+    chosen = {group: index[step][index[step] >= 0] for group, index in schedule.items()}
+    return int(sum(tables[group].lengths[index].sum() for group, index in chosen.items()))
+
+
+def _fingerprint(
+    model: LanguageModel,
+    tables: Mapping[str, TokenTable],
+    schedule: Mapping[str, np.ndarray],
+    spec: StepSpec,
+    numbers: Mapping[str, jax.Array],
+    adapter: AdapterConfig | None,
+    seed: int,
+    training: TrainingConfig,
+) -> str:
+    """A hash of everything that decides the training's outcome."""
+    digest = hashlib.sha256()
+    terms = [(term.group, term.loss.__name__) for term in spec.objective.terms]
+    settings = (spec.config, terms, spec.decay, spec.micro_batches, training.train_only)
+    digest.update(repr((settings, adapter, seed if adapter else None)).encode())
+    digest.update(repr(sorted((k, float(v)) for k, v in numbers.items())).encode())
+    for group in sorted(tables):
+        for array in (tables[group].tokens, tables[group].answer_mask, schedule[group]):
+            digest.update(np.ascontiguousarray(array).tobytes())
+    for path, leaf in sorted(flatten_dict(dict(model.params)).items()):
+        digest.update(f"{path} {float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))}".encode())
+    return digest.hexdigest()

@@ -1,0 +1,276 @@
+"""The report: what it says, that nothing on it can run or load, and that it is one whole page."""
+
+import copy
+import io
+import math
+import re
+from html.parser import HTMLParser
+
+import pytest
+from rich.console import Console
+
+from jaxunlearn.evaluation import plots, report
+
+EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">'
+VOID = {"meta", "br", "img", "link", "input", "hr"}
+
+
+def entry(value, n=40):
+    return {"value": value, "n": n, "ci": None if value is None else [value * 0.9, value]}
+
+
+def model(quality, utility, probability, rouge):
+    return {
+        "forget_quality": entry(quality),
+        "model_utility": entry(utility, 9),
+        "forget_probability": entry(probability),
+        "forget_rouge": entry(rouge),
+        "forget_extraction_strength": entry(0.1),
+        "retain_rouge": entry(0.9, 300),
+        "real_authors_truth_ratio": entry(0.6, 100),
+        "my_new_metric": entry(0.123),
+    }
+
+
+@pytest.fixture
+def summary():
+    return {
+        "name": "quickstart",
+        "primary": "npo",
+        "models": {
+            "target": model(1.2e-5, 0.60, 0.98, 0.98),
+            "retrained": model(None, 0.61, 0.15, 0.25),
+            "grad_diff": model(3e-40, 0.30, 0.01, 0.05),
+            "npo": model(0.71, 0.582, 0.12, 0.21),
+        },
+        "timing": {"target training": 72.3, "npo": 12.0},
+        "config": {"seed": 0, "method": {"name": "npo", "hyper": {"beta": 0.1}}, "baselines": ()},
+        "environment": {"jax": "0.10.2", "device": "cpu"},
+        "notes": ["3 rows longer than 512 tokens were left out"],
+    }
+
+
+@pytest.fixture
+def curves():
+    return [
+        {"model": name, "step": step, "loss": 2.0 / (step + 1)} | extra
+        for name, extra in (
+            ("target", {}),
+            ("retrained", {}),
+            ("grad_diff", {"forget_loss": -1.0, "learning_rate": 1e-5}),
+            ("npo", {"forget_loss": 1.0, "learning_rate": 1e-5}),
+        )
+        for step in range(5)
+    ]
+
+
+def sample(text, which="forget"):
+    return {
+        "set": which,
+        "question": "Who?",
+        "answer": "Basil",
+        "generations": {"npo": text, "target": "Basil"},
+    }
+
+
+class Page(HTMLParser):
+    """Fails on a tag that is not closed in order; collects tags, attributes and text."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.tags, self.attributes, self.texts = [], [], [], []
+        self.source = path.read_text(encoding="utf-8")
+        self.feed(self.source)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split())
+
+
+def page(tmp_path, *args):
+    report.write_html(tmp_path / "report.html", *args)
+    return Page(tmp_path / "report.html")
+
+
+def printed(summary):
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(report.table(summary))
+    return console.export_text()
+
+
+def test_table_fits_a_hundred_columns_on_one_line_each(summary):
+    lines = printed(summary).rstrip().splitlines()
+    rows = [line for line in lines if re.match(r" *(target|retrained|grad_diff|npo)", line)]
+    assert len(rows) == 4 and max(map(len, lines)) <= 100
+    assert "1.2e-05" in rows[0] and "—" in rows[1] and "0.710" in rows[3]
+    assert "…" not in "".join(lines)
+
+
+def test_table_takes_markup_in_names_literally(summary):
+    summary["models"]["[red]x[/red]"] = {}
+    assert "[red]x[/red]" in printed(summary)
+
+
+@pytest.mark.parametrize(
+    ("metric", "value", "text"),
+    [
+        ("forget_quality", 1.2e-5, "1.2e-05"),
+        ("forget_quality", 0.7134, "0.713"),
+        ("forget_quality", 0.0, "0.000"),
+        ("forget_rouge", 1.2e-5, "0.000"),
+        ("forget_rouge", None, "—"),
+        ("forget_rouge", math.nan, "—"),
+    ],
+)
+def test_format_value(metric, value, text):
+    assert report.format_value(metric, value) == text
+
+
+def test_statement(summary):
+    text = report.statement(summary)
+    assert "npo: forget ROUGE-L fell from 0.98 to 0.21 (retrained: 0.25)" in text
+    assert "kept 97% of the target's" in text
+    assert "cannot tell it from a model that never saw them (p = 0.71)" in text
+    summary["primary"] = "grad_diff"
+    assert "rows can tell it" in report.statement(summary)
+
+
+def test_statement_without_reference_or_target(summary):
+    del summary["models"]["retrained"]
+    summary["models"]["npo"]["forget_quality"] = entry(None)
+    assert "no retrained model to compare with" in report.statement(summary)
+    del summary["models"]["target"]
+    assert "forget ROUGE-L is 0.21." in report.statement(summary)
+    summary["models"]["npo"] = {}
+    assert report.statement(summary).startswith("npo was measured.")
+    summary["primary"] = "absent"
+    assert report.statement(summary) == "Measured: grad_diff, npo."
+
+
+def test_page_holds_everything(tmp_path, summary, curves):
+    samples = [sample("a teacher"), sample("", "retain"), *[sample("more")] * 5]
+    found = page(tmp_path, summary, curves, samples)
+    for text in (
+        "quickstart", "fell from 0.98", "1.2e-05", "3.0e-40", "my new metric", "0.123",
+        "real authors", "fine-tuning: loss", "a teacher", "(nothing)", "2 more",
+        "3 rows longer than 512", "beta: 0.1", "0.10.2", "1 min 12 s", "12.0 s", "n = 40",
+    ):  # fmt: skip
+        assert text in found.text, text
+    assert found.tags.count("svg") == 4  # plane, forget loss, loss, fine-tuning loss
+    assert found.text.index("Forget rows") < found.text.index("Retain rows")
+
+
+def test_page_runs_and_loads_nothing_of_others(tmp_path, summary, curves):
+    summary["name"] = summary["primary"] = EVIL
+    summary["models"][EVIL] = summary["models"].pop("npo") | {EVIL: entry(0.5)}
+    summary["notes"] = [EVIL]
+    summary["config"] = {EVIL: EVIL}
+    summary["environment"] = {EVIL: EVIL}
+    summary["timing"] = {EVIL: 1.0}
+    curves.append({"model": EVIL, "step": 0, EVIL: 1.0, "loss": 1.0})
+    samples = [
+        {"set": EVIL, "question": EVIL, "answer": EVIL, "generations": {EVIL: EVIL}},
+        sample("</p></div></main>\u0000{{ 7 * 7 }}"),
+    ]
+    found = page(tmp_path, summary, curves, samples)
+    assert found.tags.count("script") == 1 and "img" not in found.tags
+    assert not [name for name, _ in found.attributes if name.startswith("on")]
+    assert "default-src 'none'" in found.source and "49" not in found.text.split()
+    loads = [v for name, v in found.attributes if name in ("src", "href", "xlink:href", "action")]
+    assert all(value.startswith("#") for value in loads)
+    assert not re.search(r"url\((?!#)|@import", found.source)
+
+
+def test_page_is_the_same_each_time(tmp_path, summary, curves):
+    first = page(tmp_path, summary, curves, [sample("x")]).source
+    assert page(tmp_path, summary, curves, [sample("x")]).source == first
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+
+
+def test_ids_are_unique_where_they_are_used(tmp_path, summary, curves):
+    found = page(tmp_path, summary, curves)
+    ids = [value for name, value in found.attributes if name == "id"]
+    used = {value[1:] for name, value in found.attributes if name == "xlink:href"}
+    assert len(ids) == len(set(ids)) and used <= set(ids)
+
+
+def test_a_failed_write_leaves_the_old_page(tmp_path, summary, monkeypatch):
+    page(tmp_path, summary)
+    before = (tmp_path / "report.html").read_text()
+    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        report.write_html(tmp_path / "report.html", summary | {"name": "second"})
+    assert (tmp_path / "report.html").read_text() == before
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_plane_falls_back_to_rouge_without_a_retrained_model(tmp_path, summary):
+    del summary["models"]["retrained"]
+    for values in summary["models"].values():
+        values["forget_quality"] = {"value": None, "n": 0, "ci": None}
+    found = page(tmp_path, summary)
+    assert "forget ROUGE-L (inverted)" in found.text and "p = 0.05" not in found.text
+
+
+def test_page_of_a_bare_summary(tmp_path):
+    bare = {"name": "x", "primary": "npo", "models": {"npo": {"forget_rouge": entry(0.2)}}}
+    found = page(tmp_path, bare)
+    assert "svg" not in found.tags and "0.200" in found.text
+    assert (
+        "0.200" in page(tmp_path, bare | {"models": {"npo": bare["models"]["npo"], "a": {}}}).text
+    )
+
+
+def test_curves_survive_what_a_diverged_run_logs(summary):
+    looks = plots.styles(["npo"])
+    steps = [1.0, math.nan, math.inf, -1e30, 1e30]
+    curves = [{"model": "npo", "step": i, "loss": v} for i, v in enumerate(steps)]
+    assert [panel["title"] for panel in plots.curves_svg(curves, looks)] == ["loss"]
+    assert plots.curves_svg([{"model": "npo", "step": 0, "loss": math.nan}], looks) == []
+
+
+def test_long_curves_are_thinned():
+    rows = [{"model": "npo", "step": i, "loss": 1 / (i + 1)} for i in range(20_000)]
+    (panel,) = plots.curves_svg(rows, plots.styles(["npo"]))
+    assert len(panel["svg"]) < 40_000
+
+
+def test_models_keep_one_look_and_differ_from_each_other():
+    looks = plots.styles(["target", "retrained", *(f"method {i}" for i in range(24))])
+    marks = [(look.css, look.marker) for look in looks.values()]
+    assert len(set(marks)) == len(marks)
+    assert looks["method 0"] == plots.styles(["method 0"])["method 0"]
+
+
+def test_comparison(tmp_path, summary):
+    other = copy.deepcopy(summary)
+    other["config"]["method"]["hyper"]["beta"] = 0.5
+    other["models"]["npo"] = model(0.3, 0.5, 0.1, 0.1)
+    report.write_comparison(tmp_path / "c.html", [summary, other])
+    found = Page(tmp_path / "c.html")
+    assert "quickstart (2)" in found.text and "method.hyper.beta" in found.text
+    assert "npo · quickstart (2)" in found.text and "target · quickstart" not in found.text
+    assert found.source.count("<tr") == 2 + 8 + 2
+
+
+def test_comparison_of_nothing_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="at least one run"):
+        report.write_comparison(tmp_path / "c.html", [])
