@@ -69,7 +69,7 @@ class DataConfig:
     max_length: Count | None = None
     """Tokens per row; default: the model's own limit. Longer rows are left out and counted."""
     authors: Annotated[int, Field(ge=2)] | None = None
-    """TOFU only: keep the forget authors and the nearest others, this many in all."""
+    """TOFU only: keep the forget authors and those that follow in the file, round its end."""
     people: Annotated[int, Field(ge=4)] = 40
     """Synthetic world: how many invented people."""
     forget_people: Count = 4
@@ -290,9 +290,10 @@ def _explain(schema: type, fault: Mapping[str, Any]) -> str:
         known = _known_keys(schema)
         section = ".".join(location[:-1])
         here = [k for k in known if k.rpartition(".")[0] == section]
+        same_name = [k for k in known if k.rpartition(".")[2] == location[-1]]
         near = difflib.get_close_matches(location[-1], [k.rpartition(".")[2] for k in here], 1, 0.5)
         best = [f"{section}.{near[0]}" if section else near[0]] if near else []
-        best = best or difflib.get_close_matches(key, known, 1, 0.0)
+        best = best or same_name[:1] or difflib.get_close_matches(key, known, 1, 0.0)
         return f"unknown key {key}; the closest known key is {best[0]}"
     if fault["type"] in ("dataclass_type", "dataclass_exact_type"):
         return f"{key}: expected a section of keys, found {_kind(fault['input'])}"

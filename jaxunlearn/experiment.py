@@ -401,10 +401,7 @@ def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
         model = load_model(settings.path)
         config = dataclasses.replace(model.config, remat=settings.remat)
         return dataclasses.replace(model, config=config)
-    texts = [
-        experiment.data.template.replace("{question}", row.question) + " " + row.answer
-        for row in (*data.forget, *data.retain, *data.general)
-    ]
+    texts = tokens.all_texts(data, template=experiment.data.template)
     tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
     config = DecoderConfig(
         vocab_size=len(tokenizer),

@@ -91,6 +91,22 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
     return data
 
 
+def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[Row, ...]:
+    """The rows of one .jsonl, .json, .csv or .parquet file.
+
+    Args:
+      path: the file; its ending tells the format.
+      columns: ours to theirs, as `data.columns`.
+
+    Raises:
+      UserError: an unknown ending, a file that cannot be read, or a bad row (file and line).
+    """
+    kinds = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
+    if path.suffix not in kinds:
+        raise UserError(f"{path}: unknown kind of file; use one of {', '.join(kinds)}")
+    return _rows(path, kinds[path.suffix], columns or {})
+
+
 def _load_plain(config: DataConfig) -> UnlearningData:
     forget, retain = (
         _rows(_locate(config, name, (f".{config.format}",)), config.format, config.columns)

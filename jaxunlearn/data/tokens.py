@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxunlearn.data.formats import UnlearningData
 from jaxunlearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -129,6 +130,21 @@ def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
         ((_, answer),) = _split_rows(tokenizer, [("a", "b")], "{question}")
         stops |= {answer[-1]} & _end_ids(tokenizer)
     return tuple(sorted(stops))
+
+
+def all_texts(data: UnlearningData, *, template: str) -> list[str]:
+    """Every row with each of its answers as plain text: what a tokenizer is to be trained on.
+
+    The wrong answers are in it, so that the right ones are not made of fewer tokens than they are.
+    """
+    parts = (part.rows for part in data.evaluation.values())
+    rows = dict.fromkeys(row for part in (data.forget, data.retain, *parts) for row in part)
+    return [
+        f"{template.replace('{question}', row.question)} {answer}" if row.question else answer
+        for row in rows
+        for answer in (row.answer, row.paraphrased_answer, *row.perturbed_answers)
+        if answer is not None
+    ]
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":

@@ -31,8 +31,8 @@ def nll(log_probs: jax.Array) -> jax.Array:
     Returns:
       [B, T], one value per token.
 
-    >>> nll(jnp.log(jnp.array([[0.5, 0.25]]))).round(4).tolist()
-    [[0.6930999755859375, 1.3862999677658081]]
+    >>> print(nll(jnp.log(jnp.array([[0.5, 0.25]]))).round(4))
+    [[0.6931 1.3863]]
     """
     return -log_probs
 
@@ -49,8 +49,8 @@ def grad_ascent(log_probs: jax.Array) -> jax.Array:
     Reference: Jang et al., Knowledge unlearning for mitigating privacy risks, arXiv 2210.01504;
     TOFU, arXiv 2401.06121, section 4.
 
-    >>> grad_ascent(jnp.array([[-2.0, -1.0]])).tolist()
-    [[-2.0, -1.0]]
+    >>> print(grad_ascent(jnp.array([[-2.0, -1.0]])))
+    [[-2. -1.]]
     """
     return log_probs
 
@@ -73,8 +73,8 @@ def npo(
 
     Reference: Zhang et al., Negative preference optimization, arXiv 2404.05868, equation 3.
 
-    >>> npo(jnp.array([-3.0]), jnp.array([-3.0]), beta=0.5).round(4).tolist()
-    [2.7725999355316162]
+    >>> print(npo(jnp.array([-3.0]), jnp.array([-3.0]), beta=0.5).round(4))
+    [2.7726]
     """
     return (2.0 / beta) * jax.nn.softplus(beta * (seq_log_prob - reference_seq_log_prob))
 
@@ -95,8 +95,8 @@ def kl(log_softmax: jax.Array, reference_log_softmax: jax.Array) -> jax.Array:
     Reference: TOFU, arXiv 2401.06121, section 4 (KL minimisation).
 
     >>> p, q = jnp.log(jnp.array([[[0.5, 0.5]]])), jnp.log(jnp.array([[[0.25, 0.75]]]))
-    >>> kl(q, p).round(4).tolist(), kl(p, p).tolist()
-    ([[0.14380000531673431]], [[0.0]])
+    >>> print(f"{kl(q, p).sum():.4f}, {kl(p, p).sum():.4f}")
+    0.1438, 0.0000
     """
     return jnp.sum(
         jnp.exp(reference_log_softmax) * (reference_log_softmax - log_softmax), axis=-1

@@ -52,7 +52,7 @@ def load_model(folder: str | Path) -> LanguageModel:
     return LanguageModel(
         config=config,
         params=_read_params(folder, family, config),
-        tokenizer=_read_tokenizer(folder),
+        tokenizer=read_tokenizer(folder),
         hf_config=hf_config,
         generation_config=read_json(generation) if generation.is_file() else {},
         folder=folder,
@@ -84,24 +84,31 @@ def export_model(
     model = model.merged()
     family = family_of(model.hf_config, "the model's config")
     tensors = _tensors(model.params, family.weights(model.config))
-    dtype = str(tensors["model.embed_tokens.weight"].dtype)
+    with new_folder(Path(folder), overwrite) as out:
+        write_side_files(model, out)
+        _write_shards(out, tensors, max_shard_bytes)
+        if card:
+            (out / "README.md").write_text(card, encoding="utf-8")
+    return Path(folder)
+
+
+def write_side_files(model: LanguageModel, out: Path) -> None:
+    """Writes config.json, generation_config.json and the tokenizer's files."""
+    family = family_of(model.hf_config, "the model's config")
+    dtype = str(model.params["embed"]["embedding"].dtype)
     hf_config = {
         **model.hf_config,
         **family.write_config(model.config),
         "architectures": [family.architecture],
+        # transformers 4 reads torch_dtype, transformers 5 reads dtype.
         "torch_dtype": dtype,
         "dtype": dtype,
     }
     ids = {k: hf_config.get(k) for k in ("bos_token_id", "eos_token_id", "pad_token_id")}
     generation = model.generation_config or {k: v for k, v in ids.items() if v is not None}
-    with _new_folder(Path(folder), overwrite) as out:
-        write_json(out / "config.json", hf_config)
-        write_json(out / "generation_config.json", generation)
-        _write_shards(out, tensors, max_shard_bytes)
-        _write_tokenizer(model, out)
-        if card:
-            (out / "README.md").write_text(card, encoding="utf-8")
-    return Path(folder)
+    write_json(out / "config.json", hf_config)
+    write_json(out / "generation_config.json", generation)
+    _write_tokenizer(model, out)
 
 
 def export_adapter(
@@ -141,7 +148,7 @@ def export_adapter(
         "target_modules": sorted(targets),
         "inference_mode": True,
     }
-    with _new_folder(Path(folder), overwrite) as out:
+    with new_folder(Path(folder), overwrite) as out:
         write_json(out / "adapter_config.json", adapter_config)
         save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
         _write_tokenizer(model, out)
@@ -343,7 +350,7 @@ def _load_adapter(folder: Path) -> LanguageModel:
     return LanguageModel(**{**base.__dict__, "adapter": adapter})
 
 
-def _read_tokenizer(folder: Path) -> Any:
+def read_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, or None when it has no tokenizer files."""
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         return None
@@ -356,13 +363,13 @@ def _write_tokenizer(model: LanguageModel, out: Path) -> None:
     if model.folder is not None:
         for pattern in _TOKENIZER_FILES:
             for file in model.folder.glob(pattern):
-                shutil.copy(file, out / file.name)
+                shutil.copyfile(file, out / file.name)
     elif model.tokenizer is not None:
         model.tokenizer.save_pretrained(out)
 
 
 @contextlib.contextmanager
-def _new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
+def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
     """A temporary folder that takes its final name only when the block ends well."""
     if folder.exists() and not overwrite:
         raise UserError(f"{folder}: already there; choose another folder or remove it")

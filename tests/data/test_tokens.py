@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxunlearn.data.formats import EvalSet, Row, UnlearningData
 from jaxunlearn.data.synthetic import build
 from jaxunlearn.data.tokens import (
+    all_texts,
     encode,
     load_tokenizer,
     prompt_tokens,
@@ -32,9 +34,7 @@ def train(texts=("Question: Who is it?\nAnswer: Ann Lee",) * 3, size=320):
 
 
 def built_in():
-    data = build(8, 2, seed=0)
-    rows = (*data.forget, *data.retain, *data.general)
-    return train([f"{TEMPLATE.replace('{question}', r.question)} {r.answer}" for r in rows], 400)
+    return train(all_texts(build(8, 2, seed=0), template=TEMPLATE), 400)
 
 
 def stories():
@@ -246,6 +246,29 @@ def test_training_is_deterministic_and_survives_saving(tmp_path):
     assert (again.bos_token, again.eos_token, again.pad_token) == ("<s>", "</s>", "<pad>")
     assert first("a")["input_ids"][0] == first.bos_token_id
     assert len(first) == 400
+
+
+def test_all_texts_holds_every_answer_once():
+    rows = (
+        Row("q", "a", paraphrased_answer="p", perturbed_answers=("x", "y")),
+        Row("", "text"),
+    )
+    data = UnlearningData(rows[:1], rows[1:], {"retain": EvalSet("retain", rows[1:])})
+    assert all_texts(data, template="{question}?") == ["q? a", "q? p", "q? x", "q? y", "text"]
+
+
+def test_right_and_wrong_answers_of_the_built_in_world_take_as_many_tokens():
+    data = build(40, 4, seed=0)
+    tokenizer = train(all_texts(data, template=TEMPLATE), 1024)
+
+    def mean(answers):
+        return np.mean([len(ids) for ids in tokenizer(answers)["input_ids"]])
+
+    right = mean([row.paraphrased_answer for row in data.forget])
+    wrong = mean([text for row in data.forget for text in row.perturbed_answers])
+    assert abs(right - wrong) < 0.3
+    pairs = [(row.question, row.answer) for row in (*data.forget, *data.retain, *data.general)]
+    assert encode(tokenizer, pairs, template=TEMPLATE, max_length=512).table.tokens.shape[1] == 32
 
 
 def test_a_vocabulary_too_small_for_the_bytes_is_refused():

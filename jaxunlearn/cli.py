@@ -1,0 +1,288 @@
+"""The command line: thin, it calls the functions of the package."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxunlearn import __version__
+from jaxunlearn.errors import UserError
+
+EXIT_USER_ERROR = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0 done, 2 bad input, 1 anything else."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and "config" not in options:
+        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    try:
+        if "config" in options:
+            options.overrides = _overrides(rest)
+        options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except Exception as error:
+        if type(error).__name__ != "DivergedError":
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="jaxunlearn",
+        description="Make a language model forget, and prove that it did.",
+        epilog="Every config key can be set on the command line: --training.epochs 3",
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
+        # Abbreviations would swallow dotted overrides such as --temp.
+        sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        return sub
+
+    config_help = "YAML file; left out: the built-in quickstart"
+    sub = command("run", _run, "prepare, unlearn, evaluate, report, export")
+    sub.add_argument("config", nargs="?", help=config_help)
+    sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
+
+    sub = command("finetune", _finetune, "train the target model and the retrained reference")
+    sub.add_argument("config", nargs="?", help=config_help)
+
+    sub = command("evaluate", _evaluate, "score a model on a config's data")
+    sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
+    sub.add_argument("config", nargs="?", help=config_help)
+    sub.add_argument("--output", metavar="FILE", help="write the numbers as JSON")
+
+    sub = command("generate", _generate, "continue a prompt")
+    sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
+    text = sub.add_mutually_exclusive_group(required=True)
+    text.add_argument("--prompt", help="text to continue")
+    text.add_argument("--question", help="question to answer, put into the model's prompt template")
+    sub.add_argument("--max-new-tokens", type=int, default=64, metavar="N")
+    sub.add_argument("--temperature", type=float, default=0.0, help="0 (default) is greedy")
+    sub.add_argument("--top-k", type=int, default=0, metavar="K", help="0 (default): all tokens")
+    sub.add_argument("--top-p", type=float, default=1.0, metavar="P")
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = command("convert", _convert, "Hugging Face folder to Orbax and back; adapters are merged")
+    sub.add_argument("source", help="Hugging Face, PEFT adapter or Orbax folder")
+    sub.add_argument("destination", help="new folder")
+
+    sub = command("report", _report, "compare finished runs on one page")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    sub.add_argument("--output", default="comparison.html", metavar="FILE")
+
+    command("methods", _methods, "list methods, their hyper-parameters and sources")
+    command("samplers", _samplers, "list samplers")
+    command("families", _families, "list model families")
+    return parser
+
+
+def _overrides(rest: Sequence[str]) -> dict[str, Any]:
+    """--dotted.key value and --dotted.key=value, the values read as YAML."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    queue = list(rest)
+    while queue:
+        key, equals, value = queue.pop(0).partition("=")
+        if not key.startswith("--") or len(key) == 2:
+            raise UserError(f"{key}: unexpected argument; config keys are set as --key value")
+        if not equals:
+            if not queue:
+                raise UserError(f"{key}: needs a value, as in {key} 3")
+            value = queue.pop(0)
+        try:
+            found[key[2:].replace("-", "_")] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            found[key[2:].replace("-", "_")] = value
+    return found
+
+
+def _load(options: argparse.Namespace) -> Any:
+    from jaxunlearn import config
+
+    return config.load(options.config, options.overrides)
+
+
+def _run(options: argparse.Namespace) -> None:
+    settings = _load(options)
+    from jaxunlearn import experiment
+
+    if options.print_config:
+        _print_config(experiment.resolve(settings))
+        return
+    folder = Path(settings.output) / settings.name
+    finished = (folder / "summary.json").exists()
+    summary = experiment.run(settings)
+    from jaxunlearn.evaluation import report
+
+    _console().print(report.table(summary))
+    for note in summary["notes"]:
+        print(f"note: {note}")
+    if finished:
+        print(f"This run was complete already; remove {folder} or give another --name to run again.")
+    print(f"report: {folder / 'report.html'}\nmodel:  {folder / 'hf'}")
+
+
+def _print_config(settings: Any) -> None:
+    import yaml
+
+    from jaxunlearn import config
+
+    print(yaml.safe_dump(config.dump(settings), sort_keys=False, allow_unicode=True), end="")
+
+
+def _finetune(options: argparse.Namespace) -> None:
+    settings = _load(options)
+    from jaxunlearn import experiment
+
+    for folder in experiment.finetune(settings):
+        print(f"model: {folder}")
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    settings = _load(options)
+    import json
+
+    from jaxunlearn import experiment
+    from jaxunlearn.runs import write_text
+
+    model = _model(options.model)
+    path = settings.model.retrained
+    evaluation = experiment.evaluate(model, settings, None if path is None else _model(path))
+    for name, entry in evaluation.metrics.items():
+        value = "-" if entry["value"] is None else f"{entry['value']:.4g}"
+        print(f"{name:<34} {value:>10}   n={entry['n']}")
+    if options.output:
+        write_text(Path(options.output), json.dumps(evaluation.metrics, indent=2) + "\n")
+
+
+def _generate(options: argparse.Namespace) -> None:
+    from jaxunlearn.data import tokens
+    from jaxunlearn.experiment import need_tokenizer
+    from jaxunlearn.models.generate import Sampling, generate
+
+    if options.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens: is {options.max_new_tokens}; use 1 or more")
+    sampling = Sampling(options.temperature, options.top_k, options.top_p)
+    model = _model(options.model)
+    tokenizer = need_tokenizer(model)
+    if options.question is not None:
+        template = _template(options.model)
+        prompt = tokens.prompt_tokens(tokenizer, options.question, template=template)
+    else:
+        prompt = tokenizer(options.prompt)["input_ids"]
+    (ids,) = generate(
+        model.config,
+        model.params,
+        [prompt],
+        lora=model.lora,
+        max_new_tokens=options.max_new_tokens,
+        stop_tokens=model.stop_tokens,
+        sampling=sampling,
+        seed=options.seed,
+    )
+    # The tokenizer may drop a leading space, so the continuation is what the whole text adds.
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode([*prompt, *ids], skip_special_tokens=True)
+    print(whole[len(before) :])
+
+
+def _template(model: str) -> str:
+    """The prompt template of the run that the model comes from, else the default."""
+    from jaxunlearn import config
+
+    for folder in (Path(model), Path(model).parent):
+        if (folder / "config.yaml").is_file():
+            return config.load(folder / "config.yaml").data.template
+    return config.DataConfig().template
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from jaxunlearn.models import checkpoint_orbax
+    from jaxunlearn.models.checkpoint_hf import export_model, load_model
+
+    source, destination = Path(options.source), Path(options.destination)
+    if destination.exists():
+        raise UserError(f"{destination}: already there; choose another folder or remove it")
+    if checkpoint_orbax.is_orbax(source):
+        export_model(checkpoint_orbax.load(source), destination)
+        kind = "Hugging Face"
+    elif (source / "adapter_config.json").is_file():
+        export_model(load_model(source), destination)
+        kind = "Hugging Face, adapter merged"
+    else:
+        checkpoint_orbax.save(_model(options.source), destination)
+        kind = "Orbax"
+    print(f"model: {destination} ({kind})")
+
+
+def _report(options: argparse.Namespace) -> None:
+    import json
+
+    from jaxunlearn.evaluation import report
+
+    summaries = []
+    for run in options.runs:
+        path = Path(run) / "summary.json"
+        if not path.is_file():
+            raise UserError(f"{run}: no summary.json here; give the folder of a finished run")
+        try:
+            summaries.append(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:
+            raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+    report.write_comparison(options.output, summaries)
+    print(f"report: {options.output}")
+
+
+def _methods(options: argparse.Namespace) -> None:
+    from jaxunlearn.methods import registry
+
+    for name, method in registry.METHODS.items():
+        settings = ", ".join(f"{k}={v}" for k, v in registry.defaults(name).items())
+        print(f"{name:<12} {settings}; {method.summary} ({method.source})")
+
+
+def _samplers(options: argparse.Namespace) -> None:
+    from jaxunlearn.data.sampling import SAMPLERS
+
+    for name, sampler in SAMPLERS.items():
+        print(f"{name:<12} {(sampler.__doc__ or '').splitlines()[0]}")
+
+
+def _families(options: argparse.Namespace) -> None:
+    from jaxunlearn.models.families import FAMILIES
+
+    for name, family in FAMILIES.items():
+        print(f"{name:<12} model_type {', '.join(family.model_types)} ({family.architecture})")
+
+
+def _model(path: str) -> Any:
+    """A model folder, or the unlearned model of a run folder."""
+    from jaxunlearn.models.checkpoint_hf import load_model
+
+    folder = Path(path)
+    if (folder / "config.yaml").is_file():
+        if not (folder / "hf").is_dir():
+            raise UserError(f"{folder}: this run has not finished; run it to the end first")
+        folder = folder / "hf"
+    return load_model(folder)
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=110)

@@ -1,0 +1,73 @@
+"""Shared fixtures: a tiny world, its tokenizer, and a tiny model; no network, no downloads."""
+
+import dataclasses
+import os
+import tempfile
+from pathlib import Path
+
+# Before JAX starts: commands that tests start in new processes share compiled programs.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", tempfile.mkdtemp(prefix="jaxunlearn-test-cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import jax
+import pytest
+
+from jaxunlearn.data import synthetic, tokens
+from jaxunlearn.models import transformer
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.transformer import DecoderConfig
+
+SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+TEMPLATE = "Question: {question}\nAnswer:"
+
+
+@pytest.fixture(scope="session")
+def shared():
+    """Folder of the real data and models, which is not part of the project."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real data is not here: {SHARED}")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def stories260k(shared):
+    return shared / "models" / "stories260K"
+
+
+@pytest.fixture(scope="session")
+def world():
+    return synthetic.build(people=6, forget_people=2, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tokenizer(world):
+    texts = [f"Question: {r.question}\nAnswer: {r.answer}" for r in (*world.forget, *world.retain)]
+    return tokens.train_tokenizer(texts, 400)
+
+
+@pytest.fixture(scope="session")
+def tiny(tokenizer):
+    """Two layers with grouped-query attention and an untied head; random weights."""
+    config = DecoderConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        head_dim=8,
+        max_positions=128,
+    )
+    # Larger than at the start of a training, so that no two predictions are alike by accident.
+    params = jax.tree.map(lambda x: x * 4, transformer.init_params(config, jax.random.key(1)))
+    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    return LanguageModel(config, params, tokenizer, hf_config={"model_type": "llama", **ids})
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, tmp_path_factory):
+    """The tiny model as a Hugging Face folder; tests copy it before they damage it."""
+    from jaxunlearn.models.checkpoint_hf import export_model
+
+    return export_model(dataclasses.replace(tiny), tmp_path_factory.mktemp("models") / "tiny")

@@ -1,0 +1,94 @@
+"""Config: typed, frozen, strict, and errors that say how to mend it."""
+
+import dataclasses
+
+import pytest
+import yaml
+
+from jaxunlearn import config
+from jaxunlearn.errors import UserError
+
+
+def test_dump_and_load_are_inverse(tmp_path):
+    overrides = {"method.beta": 0.2, "adapter.rank": 4, "data.columns": {"question": "q"}}
+    experiment = config.load(None, overrides)
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(config.dump(experiment)))
+    assert config.load(path) == experiment
+    assert experiment.method.hyper == {"beta": 0.2}
+    assert experiment.adapter == config.AdapterConfig(rank=4)
+
+
+def test_name_is_the_file_stem(tmp_path):
+    (tmp_path / "mine.yaml").write_text("model: {path: x}\n")
+    assert config.load(tmp_path / "mine.yaml").name == "mine"
+    assert config.load(None).name == "quickstart"
+
+
+def test_numbers_without_a_point_are_numbers():
+    # YAML 1.1 reads 1e-5 as text.
+    assert config.load(None, {"training.learning_rate": "1e-5"}).training.learning_rate == 1e-5
+
+
+def test_configs_are_frozen_and_validated_when_built():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.load(None).training.epochs = 3
+    with pytest.raises(ValueError):
+        config.TrainingConfig(epochs=0)
+
+
+def test_overrides_index_lists():
+    assert config.load(None, {"baselines.0.retain_weight": 3}).baselines[0].hyper == {
+        "retain_weight": 3
+    }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        ({"trainig.epochs": 3}, ["unknown key trainig", "training"]),
+        ({"training.epoch": 3}, ["unknown key training.epoch", "training.epochs"]),
+        ({"learning_rate": 1}, ["unknown key learning_rate", "training.learning_rate"]),
+        ({"training.epochs": "many"}, ["training.epochs", "integer", "'many'"]),
+        ({"training.learning_rate": -1}, ["training.learning_rate", "greater than 0", "-1"]),
+        ({"training.learning_rate": float("nan")}, ["training.learning_rate", "finite"]),
+        ({"training.warmup": 2}, ["training.warmup", "less than or equal to 1", "2"]),
+        ({"training": 3}, ["training: expected a section of keys"]),
+        ({"training": "fast"}, ["training: expected a section of keys"]),
+        ({"training.epochs.more": 1}, ["--training.epochs.more", "epochs"]),
+        ({"sampling.name": "rnd"}, ["sampling.name", "'random' or 'cyclic'", "'rnd'"]),
+        ({"training.micro_batches": 3}, ["micro_batches", "multiple"]),
+        ({"baselines.7.beta": 1}, ["--baselines.7.beta", "0"]),
+        ({"data.format": "tofu"}, ["data: forget is required for format tofu"]),
+        ({"data.forget_people": 40}, ["forget_people must be smaller than people"]),
+        ({"data.template": "Q:"}, ["template must contain {question}"]),
+    ],
+)
+def test_faults_name_key_and_remedy(overrides, words):
+    with pytest.raises(UserError) as caught:
+        config.load(None, overrides)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a: [1,", "not valid YAML"),
+        ("- 1\n- 2\n", "a config is a mapping"),
+        ("name: !!python/object/apply:os.system ['true']\n", "not valid YAML"),
+    ],
+)
+def test_bad_files(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=words) as caught:
+        config.load(path)
+    assert "bad.yaml" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_missing_file():
+    with pytest.raises(UserError, match=r"nowhere\.yaml: cannot read"):
+        config.load("nowhere.yaml")
