@@ -24,7 +24,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.transformer import DecoderConfig
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
-from jaxunlearn.training.loop import train
+from jaxunlearn.training.loop import split_params, train
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 SAMPLES = 8  # rows of each set whose generations the report shows
@@ -221,8 +221,19 @@ class _Workshop:
         self.data = formats.load(experiment.data, experiment.seed)
         self.base = _base_model(experiment, self.data)
         need_tokenizer(self.base)
+        self._check_early()
+        folder.create()
         self.environment = folder.write_environment(self.data)
         self.limit = max_length(self.base, experiment)
+
+    def _check_early(self) -> None:
+        """Faults that would otherwise show only after the first training."""
+        settings = self.experiment
+        split_params(self.base, settings.training.train_only, settings.adapter, settings.seed)
+        if settings.finetune is not None:
+            split_params(self.base, settings.finetune.train_only, None, settings.seed)
+        if settings.model.retrained is not None:
+            load_model(settings.model.retrained)
 
     def target(self) -> LanguageModel:
         """The model that is to forget."""

@@ -25,7 +25,7 @@ _PACKAGES = (
 
 
 class RunFolder:
-    """The files of one run.
+    """The files of one run; nothing is written before `create`.
 
     Args:
       experiment: the resolved config; a folder that holds another one is refused.
@@ -35,16 +35,20 @@ class RunFolder:
     """
 
     def __init__(self, experiment: Experiment):
+        self.experiment = experiment
         self.path = Path(experiment.output) / str(experiment.name)
         self.config_path = self.path / "config.yaml"
-        text = yaml.safe_dump(configs.dump(experiment), sort_keys=False, allow_unicode=True)
         if self.config_path.exists():
             self._check_same(experiment)
-            return
-        if self.path.exists() and (not self.path.is_dir() or _names(self.path)):
+        elif self.path.exists() and (not self.path.is_dir() or _names(self.path)):
             raise UserError(f"{self.path}: already there and not a run folder; choose another --name")
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.config_path, text)
+
+    def create(self) -> None:
+        """Makes the folder and writes the resolved config."""
+        if not self.config_path.exists():
+            tree = configs.dump(self.experiment)
+            text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
+            write_text(self.config_path, text)
 
     def _check_same(self, experiment: Experiment) -> None:
         old = configs.dump(configs.load(self.config_path))

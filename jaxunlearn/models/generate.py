@@ -17,13 +17,15 @@ import numpy as np
 
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.transformer import (
+    Block,
     DecoderConfig,
     LayerCache,
     Params,
-    empty_cache,
-    forward_cached,
+    RMSNorm,
+    embed,
     head_logits,
-    unstack_layers,
+    rotary_table,
+    variables,
 )
 
 _NARROWEST = 16  # prompt widths are this times a power of two; answer room is a multiple of it
@@ -196,6 +198,64 @@ def _decode(
         extend(start, hidden_BTD[:, -1], cache),
     )
     return final.tokens_BT, final.counts_B
+
+
+def empty_cache(config: DecoderConfig, batch: int, length: int) -> list[LayerCache]:
+    """Zeroed key-value cache for ``length`` positions, one entry per layer."""
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
+    zeros = functools.partial(jnp.zeros, shape, jnp.dtype(config.dtype))
+    return [LayerCache(zeros(), zeros()) for _ in range(config.num_layers)]
+
+
+def unstack_layers(tree: Params | None, num_layers: int) -> list[Params]:
+    """Per-layer slices of a stacked params or LoRA tree (empty dicts for None)."""
+
+    def cut(layer: int) -> Params:
+        return jax.tree.map(lambda leaf: leaf[layer], tree["layers"])
+
+    return [{} if tree is None else cut(layer) for layer in range(num_layers)]
+
+
+def forward_cached(
+    config: DecoderConfig,
+    params: Params,
+    layers: list[tuple[Params, Params]],
+    tokens: jax.Array,
+    cache: list[LayerCache],
+    *,
+    slot: jax.Array,
+    starts: jax.Array,
+) -> tuple[jax.Array, list[LayerCache]]:
+    """Hidden states of ``tokens`` placed at cache slots ``slot .. slot + T``, and the grown cache.
+
+    Args:
+      config: the model's shape.
+      params: parameters; only those outside the layers are read.
+      layers: (params, lora) of every layer, from `unstack_layers`. Cutting them out once, before
+        the decoding loop, spares a copy of all weights per generated token.
+      tokens: int32 [B, T].
+      cache: what `empty_cache` or an earlier call returned.
+      slot: int32 scalar, first slot to write.
+      starts: int32 [B], first slot of each row that holds a real token (left padding before it).
+
+    Returns:
+      (hidden [B, T, D], cache).
+    """
+    slots_T = slot + jnp.arange(tokens.shape[1])
+    rotary = rotary_table(config, jnp.maximum(slots_T[None] - starts[:, None], 0))
+    keys_S = jnp.arange(cache[0].k_BKSH.shape[2])
+    mask_BTS = (keys_S[None, None] <= slots_T[None, :, None]) & (
+        keys_S[None, None] >= starts[:, None, None]
+    )
+    x_BTD = embed(config, params["embed"]["embedding"], tokens)
+    grown = []
+    for (layer_params, layer_lora), entry in zip(layers, cache, strict=True):
+        x_BTD, entry = Block(config).apply(
+            variables(layer_params, layer_lora), x_BTD, rotary, mask_BTS, entry, slot
+        )
+        grown.append(entry)
+    norm = RMSNorm(config.norm_eps, jnp.dtype(config.dtype))
+    return norm.apply({"params": params["final_norm"]}, x_BTD), grown
 
 
 def _pick(

@@ -118,7 +118,7 @@ def hidden_states(
     config: DecoderConfig, params: Params, tokens: jax.Array, *, lora: Params | None = None
 ) -> jax.Array:
     """Output of the final norm, [B, T, D] in the compute dtype."""
-    return Decoder(config).apply(_variables(params, lora), tokens)
+    return Decoder(config).apply(variables(params, lora), tokens)
 
 
 def head_logits(config: DecoderConfig, params: Params, hidden_BTD: jax.Array) -> jax.Array:
@@ -129,64 +129,6 @@ def head_logits(config: DecoderConfig, params: Params, hidden_BTD: jax.Array) ->
     else:
         kernel_DV = params["lm_head"]["kernel"].astype(dtype)
     return jnp.matmul(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
-
-
-def empty_cache(config: DecoderConfig, batch: int, length: int) -> list[LayerCache]:
-    """Zeroed key-value cache for ``length`` positions, one entry per layer."""
-    shape = (batch, config.num_kv_heads, length, config.head_dim)
-    zeros = functools.partial(jnp.zeros, shape, jnp.dtype(config.dtype))
-    return [LayerCache(zeros(), zeros()) for _ in range(config.num_layers)]
-
-
-def unstack_layers(tree: Params | None, num_layers: int) -> list[Params]:
-    """Per-layer slices of a stacked params or LoRA tree (empty dicts for None)."""
-
-    def cut(layer: int) -> Params:
-        return jax.tree.map(lambda leaf: leaf[layer], tree["layers"])
-
-    return [{} if tree is None else cut(layer) for layer in range(num_layers)]
-
-
-def forward_cached(
-    config: DecoderConfig,
-    params: Params,
-    layers: list[tuple[Params, Params]],
-    tokens: jax.Array,
-    cache: list[LayerCache],
-    *,
-    slot: jax.Array,
-    starts: jax.Array,
-) -> tuple[jax.Array, list[LayerCache]]:
-    """Hidden states of ``tokens`` placed at cache slots ``slot .. slot + T``, and the grown cache.
-
-    Args:
-      config: the model's shape.
-      params: parameters; only those outside the layers are read.
-      layers: (params, lora) of every layer, from `unstack_layers`. Cutting them out once, before
-        the decoding loop, spares a copy of all weights per generated token.
-      tokens: int32 [B, T].
-      cache: what `empty_cache` or an earlier call returned.
-      slot: int32 scalar, first slot to write.
-      starts: int32 [B], first slot of each row that holds a real token (left padding before it).
-
-    Returns:
-      (hidden [B, T, D], cache).
-    """
-    slots_T = slot + jnp.arange(tokens.shape[1])
-    rotary = rotary_table(config, jnp.maximum(slots_T[None] - starts[:, None], 0))
-    keys_S = jnp.arange(cache[0].k_BKSH.shape[2])
-    mask_BTS = (keys_S[None, None] <= slots_T[None, :, None]) & (
-        keys_S[None, None] >= starts[:, None, None]
-    )
-    x_BTD = _embed(config, params["embed"]["embedding"], tokens)
-    grown = []
-    for (layer_params, layer_lora), entry in zip(layers, cache, strict=True):
-        x_BTD, entry = Block(config).apply(
-            _variables(layer_params, layer_lora), x_BTD, rotary, mask_BTS, entry, slot
-        )
-        grown.append(entry)
-    norm = RMSNorm(config.norm_eps, jnp.dtype(config.dtype))
-    return norm.apply({"params": params["final_norm"]}, x_BTD), grown
 
 
 class Decoder(nn.Module):
@@ -338,7 +280,7 @@ class Embedding(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Rows of the table in the compute dtype."""
         shape = (self.config.vocab_size, self.config.hidden_size)
-        return _embed(self.config, self.param("embedding", _normal, shape, jnp.float32), tokens)
+        return embed(self.config, self.param("embedding", _normal, shape, jnp.float32), tokens)
 
 
 class Head(nn.Module):
@@ -410,7 +352,8 @@ def _split_heads(x_BTX: jax.Array, heads: int) -> jax.Array:
     return x_BTX.reshape(batch, time, heads, width // heads).transpose(0, 2, 1, 3)
 
 
-def _embed(config: DecoderConfig, embedding_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+def embed(config: DecoderConfig, embedding_VD: jax.Array, tokens: jax.Array) -> jax.Array:
+    """Rows of the table [V, D] for tokens [B, T], in the compute dtype."""
     return embedding_VD[tokens].astype(jnp.dtype(config.dtype))
 
 
@@ -445,5 +388,6 @@ def _init(config: DecoderConfig, key: jax.Array) -> Params:
     return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
 
 
-def _variables(params: Params, lora: Params | None) -> dict[str, Params]:
+def variables(params: Params, lora: Params | None) -> dict[str, Params]:
+    """The collections that the modules read."""
     return {"params": params, "lora": lora} if lora else {"params": params}

@@ -1,0 +1,112 @@
+"""The evaluation: every row forwarded once, numbers independent of batching, limits as stated."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from jaxunlearn.config import EvaluationConfig
+from jaxunlearn.data import tokens
+from jaxunlearn.data.formats import EvalSet, Row
+from jaxunlearn.evaluation import forward, suite
+from jaxunlearn.models import transformer
+
+TEMPLATE = "Question: {question}\nAnswer:"
+SETTINGS = EvaluationConfig(max_new_tokens=8, batch_size=4)
+
+
+def encode(model, rows):
+    pairs = [(row.question, row.answer) for row in rows]
+    return tokens.encode(model.tokenizer, pairs, template=TEMPLATE, max_length=128).table
+
+
+def evaluate(model, sets, settings=SETTINGS, **changes):
+    options = {"template": TEMPLATE, "max_length": 128, **changes}
+    return suite.evaluate(model, sets, settings, **options)
+
+
+def test_scores_equal_an_unbatched_forward_pass(tiny, world):
+    table = encode(tiny, world.forget)
+    stats = forward.score(tiny.config, tiny.params, table, batch_size=7)
+    for row in range(len(table.tokens)):
+        ids = table.tokens[row : row + 1, : table.lengths[row]]
+        logits = transformer.logits(tiny.config, tiny.params, ids)[0, :-1]
+        log_probs = np.asarray(jax.nn.log_softmax(logits))
+        mine = stats.log_probs[row, 1 : table.lengths[row]]
+        np.testing.assert_allclose(mine, log_probs[np.arange(len(mine)), ids[0, 1:]], atol=2e-5)
+        hits = log_probs.argmax(-1) == ids[0, 1:]
+        np.testing.assert_array_equal(stats.hits[row, 1 : table.lengths[row]], hits)
+
+
+def test_batch_size_changes_nothing(tiny, world):
+    a = evaluate(tiny, world.evaluation, dataclasses.replace(SETTINGS, batch_size=3))
+    b = evaluate(tiny, world.evaluation, dataclasses.replace(SETTINGS, batch_size=64))
+    assert a.generations == b.generations
+    for name, entry in a.metrics.items():
+        np.testing.assert_allclose(entry["value"], b.metrics[name]["value"], rtol=1e-4)
+
+
+def test_every_distinct_text_is_forwarded_once(tiny, monkeypatch):
+    row = Row("Who?", "Ann", paraphrased_answer="It is Ann", perturbed_answers=("Bob", "Cid"))
+    seen = []
+
+    def counting(config, params, table, **options):
+        seen.append(len(table.tokens))
+        return forward.score(config, params, table, **options)
+
+    monkeypatch.setattr(suite, "score", counting)
+    evaluate(tiny, {"forget": EvalSet("forget", (row, row)), "retain": EvalSet("retain", (row,))})
+    assert seen == [4]
+
+
+def test_nine_numbers_make_the_utility(tiny, world):
+    result = evaluate(tiny, world.evaluation).metrics
+    kept = [name for name in world.evaluation if name != "forget"]
+    assert len(kept) == 3
+    nine = [result[f"{s}_{m}"]["value"] for s in kept for m in ("probability", "rouge", "truth_ratio")]
+    expected = 0.0 if min(nine) == 0 else 9 / sum(1 / value for value in nine)
+    np.testing.assert_allclose(result["model_utility"]["value"], expected, rtol=1e-6)
+    assert result["model_utility"]["n"] == 9
+
+
+def test_general_sets_score_the_right_option_against_the_wrong(tiny, world):
+    name, chosen = list(world.evaluation.items())[-1]
+    assert chosen.role == "general"
+    result = evaluate(tiny, {name: chosen}).metrics[f"{name}_probability"]["value"]
+    by_hand = []
+    for row in chosen.rows:
+        options = [dataclasses.replace(row, answer=a) for a in (row.answer, *row.perturbed_answers)]
+        table = encode(tiny, options)
+        stats = forward.score(tiny.config, tiny.params, table)
+        p = np.exp([x[m].mean() for x, m in zip(stats.log_probs, stats.mask, strict=True)])
+        by_hand.append(p[0] / p.sum())
+    np.testing.assert_allclose(result, np.mean(by_hand), rtol=1e-4)
+
+
+def test_rows_over_the_limit_are_counted_not_cut(tiny):
+    rows = (Row("Who?", "Ann"), Row("Who?", "Ann " * 200))
+    result = evaluate(tiny, {"forget": EvalSet("forget", rows)}, max_length=64)
+    assert result.left_out == 1
+    assert result.metrics["forget_probability"]["n"] == 1
+
+
+def test_without_wrong_answers_there_is_no_truth_ratio(tiny):
+    result = evaluate(tiny, {"forget": EvalSet("forget", (Row("Who?", "Ann"),))})
+    assert result.metrics["forget_truth_ratio"]["value"] is None
+    assert result.forget_ratios == [None]
+    assert suite.forget_quality(result, result)["value"] is None
+
+
+def test_forget_quality_of_a_model_against_itself_is_one(tiny, world):
+    result = evaluate(tiny, world.evaluation)
+    assert suite.forget_quality(result, result)["value"] == 1.0
+
+
+@pytest.mark.parametrize(("limit", "count"), [(None, 24), (5, 5), (99, 24)])
+def test_limit_spreads_over_the_set(limit, count):
+    rows = tuple(Row("q", str(i)) for i in range(24))
+    cut = suite.limit_sets({"retain": EvalSet("retain", rows)}, limit)["retain"].rows
+    assert len(cut) == count
+    if limit == 5:
+        assert [row.answer for row in cut] == ["0", "4", "9", "14", "19"]

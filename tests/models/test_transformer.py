@@ -1,0 +1,259 @@
+"""The decoder: causality, layout of its parameters, adapters, rotary scaling, published values."""
+
+import dataclasses
+import json
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxunlearn.models import lora, transformer
+from jaxunlearn.models.transformer import DecoderConfig, RopeScaling
+
+CONFIG = DecoderConfig(
+    vocab_size=61,
+    hidden_size=32,
+    intermediate_size=48,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=8,
+    max_positions=64,
+)
+SCALING = RopeScaling(
+    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32
+)
+
+
+def params_of(config, seed=0):
+    # Larger matrices than at the start of a training, so that every part has a visible effect.
+    params = transformer.init_params(config, jax.random.key(seed))
+    return jax.tree.map(lambda x: jnp.where(x == 1, x, x * 10), params)
+
+
+def tokens_of(config, rows=2, width=12, seed=1):
+    return jax.random.randint(jax.random.key(seed), (rows, width), 0, config.vocab_size)
+
+
+@pytest.fixture(scope="module")
+def params():
+    return params_of(CONFIG)
+
+
+def test_params_are_stacked_by_layer():
+    config = dataclasses.replace(CONFIG, attention_bias=True, mlp_bias=True)
+    params = transformer.init_params(config, jax.random.key(0))
+    shapes = jax.tree.map(np.shape, params)
+    assert set(shapes) == {"embed", "layers", "final_norm", "lm_head"}
+    assert shapes["lm_head"] == {"kernel": (32, 61)}
+    assert shapes["layers"]["attention_norm"] == {"scale": (3, 32)}
+    assert shapes["layers"]["attention"]["k"] == {"kernel": (3, 32, 16), "bias": (3, 16)}
+    assert shapes["layers"]["mlp"]["down"] == {"kernel": (3, 48, 32), "bias": (3, 32)}
+    kernels = params["layers"]["attention"]["q"]["kernel"]
+    assert not jnp.array_equal(kernels[0], kernels[1])
+    np.testing.assert_allclose(jnp.std(kernels), 0.02, rtol=0.1)
+
+
+def test_tied_head_has_no_kernel_of_its_own():
+    params = transformer.init_params(
+        dataclasses.replace(CONFIG, tie_embeddings=True), jax.random.key(0)
+    )
+    assert "lm_head" not in params
+
+
+def test_a_later_token_has_no_effect_on_earlier_log_probs(params):
+    # Token 60 stands at one place only, so that its embedding is that place's input.
+    place = 7
+    tokens = (tokens_of(CONFIG, rows=1) % 60).at[0, place].set(60)
+
+    def log_probs(row):
+        table = params["embed"]["embedding"].at[60].set(row)
+        changed = {**params, "embed": {"embedding": table}}
+        return transformer.token_log_probs(CONFIG, changed, tokens)[0]
+
+    slopes = jnp.abs(jax.jacrev(log_probs)(params["embed"]["embedding"][60])).sum(-1)
+    assert (slopes[: place + 1] == 0).all()
+    assert (slopes[place + 1 :] > 0).all()
+
+
+def test_padding_on_the_right_changes_nothing(params):
+    tokens = tokens_of(CONFIG)
+    padded = jnp.pad(tokens, ((0, 0), (0, 5)))
+    short = transformer.token_log_probs(CONFIG, params, tokens)
+    long = transformer.token_log_probs(CONFIG, params, padded)
+    np.testing.assert_allclose(short, long[:, :12], atol=1e-5)
+
+
+def test_log_probs_are_those_of_the_softmax(params):
+    tokens = tokens_of(CONFIG)
+    log_softmax = jax.nn.log_softmax(transformer.logits(CONFIG, params, tokens))
+    expected = [
+        [row[t - 1, tokens[b, t]] for t in range(1, 12)] for b, row in enumerate(log_softmax)
+    ]
+    log_probs = transformer.token_log_probs(CONFIG, params, tokens)
+    assert (log_probs[:, 0] == 0).all()
+    np.testing.assert_allclose(log_probs[:, 1:], expected, atol=1e-5)
+
+
+def test_gradient_of_log_probs_is_that_of_autodiff(params):
+    tokens, weights = tokens_of(CONFIG), jax.random.normal(jax.random.key(3), (2, 12))
+
+    def ours(params):
+        return jnp.sum(weights * transformer.token_log_probs(CONFIG, params, tokens))
+
+    def plain(params):
+        log_softmax = jax.nn.log_softmax(transformer.logits(CONFIG, params, tokens)[:, :-1])
+        chosen = jnp.take_along_axis(log_softmax, tokens[:, 1:, None], axis=-1)[..., 0]
+        return jnp.sum(weights[:, 1:] * chosen)
+
+    chex.assert_trees_all_close(jax.grad(ours)(params), jax.grad(plain)(params), atol=2e-4)
+
+
+def test_rematerialisation_changes_nothing(params):
+    tokens = tokens_of(CONFIG)
+
+    def gradient(config):
+        return jax.grad(lambda p: transformer.token_log_probs(config, p, tokens).sum())(params)
+
+    again = dataclasses.replace(CONFIG, remat=True)
+    chex.assert_trees_all_close(gradient(CONFIG), gradient(again), rtol=1e-4, atol=1e-4)
+
+
+def test_a_fresh_adapter_changes_nothing(params):
+    tokens = tokens_of(CONFIG)
+    factors = lora.init(params, 4, key=jax.random.key(2))
+    np.testing.assert_array_equal(
+        transformer.logits(CONFIG, params, tokens, lora=factors),
+        transformer.logits(CONFIG, params, tokens),
+    )
+
+
+@pytest.mark.parametrize("kept", ["all", "q and down"])
+def test_an_adapter_beside_the_kernels_equals_merged_kernels(params, kept):
+    tokens = tokens_of(CONFIG)
+    factors = lora.init(params, 4, key=jax.random.key(2))
+    factors = jax.tree.map(lambda x: x + 0.05, factors)
+    if kept != "all":
+        layers = factors["layers"]
+        factors = {"layers": {"attention": {"q": layers["attention"]["q"]},
+                              "mlp": {"down": layers["mlp"]["down"]}}}  # fmt: skip
+    beside = transformer.token_log_probs(CONFIG, params, tokens, lora=factors)
+    merged = transformer.token_log_probs(CONFIG, lora.merge(params, factors), tokens)
+    assert not np.allclose(beside, transformer.token_log_probs(CONFIG, params, tokens), atol=1e-2)
+    np.testing.assert_allclose(beside, merged, atol=2e-5)
+
+
+def test_vmap_over_adapters_equals_one_at_a_time(params):
+    tokens = tokens_of(CONFIG)
+    one = lora.init(params, 2, key=jax.random.key(2))
+    several = jax.tree.map(lambda x: jnp.stack([x + 0.01, x + 0.05]), one)
+
+    def run(factors):
+        return transformer.token_log_probs(CONFIG, params, tokens, lora=factors)
+
+    alone = [run(jax.tree.map(lambda x, i=i: x[i], several)) for i in range(2)]
+    np.testing.assert_allclose(jax.vmap(run)(several), jnp.stack(alone), atol=1e-5)
+
+
+def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(params):
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    tokens = tokens_of(CONFIG)
+    hidden = transformer.hidden_states(config, params, tokens)
+    logits = transformer.logits(config, params, tokens)
+    assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
+    exact = transformer.logits(CONFIG, params, tokens)
+    assert jnp.abs(logits - exact).max() < 0.1 * jnp.abs(exact).max()
+
+
+def test_rope_scaling_slows_only_low_frequencies():
+    config = dataclasses.replace(CONFIG, head_dim=32, rope_scaling=SCALING)
+    plain = transformer.inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
+    scaled = transformer.inverse_frequencies(config)
+    # The released code's three cases, one frequency at a time.
+    for before, after in zip(plain, scaled, strict=True):
+        wavelength = 2 * np.pi / before
+        if wavelength < 32 / 4.0:
+            expected = before
+        elif wavelength > 32 / 1.0:
+            expected = before / 8.0
+        else:
+            smooth = (32 / wavelength - 1.0) / (4.0 - 1.0)
+            expected = (1 - smooth) * before / 8.0 + smooth * before
+        np.testing.assert_allclose(after, expected, rtol=1e-5)
+    assert scaled[0] == plain[0] and scaled[-1] < plain[-1] / 7
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_agree_with_transformers(tmp_path, tied):
+    torch = pytest.importorskip("torch")
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from jaxunlearn.models.checkpoint_hf import load_model
+
+    torch.manual_seed(0)
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=61,
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            max_position_embeddings=256,
+            tie_word_embeddings=tied,
+            attention_bias=True,
+            initializer_range=0.2,
+            rope_parameters={
+                "rope_type": "llama3",
+                "rope_theta": 500000.0,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        )
+    ).eval()
+    theirs.save_pretrained(tmp_path / "model")
+    ours = load_model(tmp_path / "model")
+    tokens = np.asarray(tokens_of(CONFIG, width=48))
+    with torch.no_grad():
+        expected = theirs(torch.tensor(tokens)).logits.numpy()
+    logits = transformer.logits(ours.config, ours.params, tokens)
+    np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
+
+
+def test_published_values_of_stories260k(stories260k, shared):
+    from jaxunlearn.models.checkpoint_hf import load_model
+
+    model = load_model(stories260k)
+    tokens = np.array(
+        [[1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426]]
+    )
+    log_probs = transformer.token_log_probs(model.config, model.params, tokens)
+    logits = transformer.logits(model.config, model.params, tokens)[0, -1]
+    np.testing.assert_allclose(-log_probs[:, 1:].mean(), 0.10014, atol=2e-5)
+    np.testing.assert_allclose(logits[:4], [-3.8517, 4.9812, -3.8526, -3.8520], atol=2e-4)
+    assert logits.argmax() == 338
+
+
+@pytest.mark.slow
+def test_mean_nll_of_stories260k_on_its_own_data(stories260k, shared):
+    from jaxunlearn.models.checkpoint_hf import load_model
+
+    model = load_model(stories260k)
+    lines = (shared / "data/tinystories/stories_valid.jsonl").read_text().splitlines()[:100]
+    texts = [json.loads(line)["text"] for line in lines]
+    rows = [[1, *model.tokenizer(text, add_special_tokens=False)["input_ids"]] for text in texts]
+    table = np.zeros((100, 512), np.int32)
+    mask = np.zeros((100, 512), bool)
+    for i, row in enumerate(rows):
+        row = row[:512]
+        table[i, : len(row)], mask[i, 1 : len(row)] = row, True
+    run = jax.jit(transformer.token_log_probs, static_argnums=0)
+    log_probs = np.concatenate(
+        [run(model.config, model.params, part) for part in np.split(table, 4)]
+    )
+    assert mask.sum() == 32598
+    np.testing.assert_allclose(-log_probs[mask].mean(), 1.2800, atol=1e-4)

@@ -1,0 +1,210 @@
+"""The command line as a user meets it: exit codes, one-line errors, and nothing overwritten."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from jaxunlearn import cli
+
+SMALL = {
+    "data": {"people": 6, "forget_people": 2},
+    "model": {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2,
+              "vocab_size": 400},
+    "finetune": {"epochs": 2, "learning_rate": 3e-3},
+    "training": {"epochs": 2, "batch_size": 10},
+    "evaluation": {"max_new_tokens": 4, "limit": 6},
+}  # fmt: skip
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def refused(capsys, *arguments):
+    """The one line that a wrong input gives."""
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path / "runs")}))
+    return path
+
+
+def edited(path, **changes):
+    settings = yaml.safe_load(path.read_text())
+    path.write_text(yaml.safe_dump({**settings, **changes}))
+    return path
+
+
+def test_lists(capsys):
+    for command, first in [("methods", "grad_ascent"), ("samplers", "random"), ("families", "llama")]:
+        status, out, _ = run(capsys, command)
+        assert status == 0 and out.split()[0] == first
+    assert "beta=0.1" in run(capsys, "methods")[1]
+
+
+def test_print_config_is_resolved_and_can_be_loaded(capsys, small, tmp_path):
+    status, out, _ = run(capsys, "run", small, "--print-config", "--training.epochs", "7")
+    assert status == 0
+    settings = yaml.safe_load(out)
+    assert settings["training"]["epochs"] == 7 and settings["method"]["beta"] == 0.1
+    assert not (tmp_path / "runs").exists()
+    small.write_text(out)
+    assert yaml.safe_load(run(capsys, "run", small, "--print-config")[1]) == settings
+
+
+def test_generate_continues_a_prompt(capsys, tiny_folder):
+    status, out, _ = run(capsys, "generate", tiny_folder, "--prompt", "Who", "--max-new-tokens", 5)
+    assert status == 0
+    again = run(capsys, "generate", tiny_folder, "--prompt", "Who", "--max-new-tokens", 5)[1]
+    assert out == again
+    assert run(capsys, "generate", tiny_folder, "--question", "Who?", "--temperature", 1)[0] == 0
+
+
+def test_convert_both_ways_keeps_every_bit(capsys, tiny_folder, tmp_path):
+    assert run(capsys, "convert", tiny_folder, tmp_path / "orbax")[0] == 0
+    assert run(capsys, "convert", tmp_path / "orbax", tmp_path / "hf")[0] == 0
+    ours = (tmp_path / "hf" / "model.safetensors").read_bytes()
+    assert ours == (tiny_folder / "model.safetensors").read_bytes()
+    assert "already there" in refused(capsys, "convert", tiny_folder, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--trainig.epochs", "3"], ["unknown key trainig", "training"]),
+        (["--training.epochs"], ["--training.epochs", "needs a value"]),
+        (["--method.beta", "0"], ["method npo", "beta", "greater than 0"]),
+        (["--method.beta", "-1"], ["beta"]),
+        (["--method.name", "magic"], ["no method 'magic'", "npo"]),
+        (["--model.path", "/nowhere/model"], ["/nowhere/model", "no such folder"]),
+        (["surprise"], ["surprise", "unexpected argument"]),
+        (["--training.train_only", "nothing"], ["train_only", "matches no parameter"]),
+        (["--finetune", "null"], ["model.path", "finetune"]),
+    ],
+)
+def test_bad_settings_stop_before_anything_is_written(capsys, small, tmp_path, arguments, words):
+    message = refused(capsys, "run", small, *arguments)
+    for word in words:
+        assert word in message
+    assert not list(tmp_path.glob("runs/*/checkpoints/*/[0-9]*"))
+
+
+def test_bad_model_folders(capsys, small, tiny_folder, tmp_path):
+    folder = shutil.copytree(tiny_folder, tmp_path / "model")
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    message = refused(capsys, "run", small, "--model.path", folder)
+    assert "pickle" in message and str(folder) in message
+    assert "no such folder" in refused(capsys, "generate", tmp_path / "gone", "--prompt", "a")
+
+
+def test_malformed_rows_name_file_and_line(capsys, small, tmp_path):
+    (tmp_path / "f.jsonl").write_text('{"question": "a", "answer": "b"}\n{"question": "c"\n')
+    (tmp_path / "r.jsonl").write_text('{"question": "d", "answer": "e"}\n')
+    data = {"format": "jsonl", "path": str(tmp_path), "forget": "f.jsonl", "retain": "r.jsonl"}
+    message = refused(capsys, "run", edited(small, data=data))
+    assert "f.jsonl:2" in message
+
+
+def test_a_forget_row_in_retain_is_refused(capsys, small, tmp_path):
+    row = '{"question": "a", "answer": "b"}\n'
+    (tmp_path / "f.jsonl").write_text(row)
+    (tmp_path / "r.jsonl").write_text('{"question": "d", "answer": "e"}\n' + row)
+    data = {"format": "jsonl", "path": str(tmp_path), "forget": "f.jsonl", "retain": "r.jsonl"}
+    message = refused(capsys, "run", edited(small, data=data))
+    assert "f.jsonl:1" in message and "r.jsonl:2" in message
+
+
+def test_a_folder_in_use_is_refused_and_left_alone(capsys, small, tmp_path):
+    place = tmp_path / "runs" / "small"
+    place.mkdir(parents=True)
+    (place / "precious").write_text("mine")
+    assert "not a run folder" in refused(capsys, "run", small)
+    assert [entry.name for entry in place.iterdir()] == ["precious"]
+
+
+def test_bad_generate_options(capsys, tiny_folder):
+    for option, value in [("--temperature", -1), ("--top-p", 0), ("--top-k", -3),
+                          ("--max-new-tokens", 0)]:  # fmt: skip
+        message = refused(capsys, "generate", tiny_folder, "--prompt", "a", option, value)
+        assert option.strip("-").replace("-", "_") in message.replace("-", "_")
+    assert "999" in refused(
+        capsys, "generate", tiny_folder, "--prompt", "a", "--max-new-tokens", 999
+    )
+
+
+def test_report_wants_finished_runs(capsys, tmp_path):
+    assert "no summary.json" in refused(capsys, "report", tmp_path)
+
+
+@pytest.mark.slow
+def test_a_run_from_start_to_end(capsys, small, tmp_path):
+    """Run, look at every file, run again, refuse another config, evaluate, compare."""
+    status, out, err = run(capsys, "run", small)
+    assert status == 0, err
+    place = tmp_path / "runs" / "small"
+    for name in ("target", "retrained", "grad_diff" if "grad_diff" in out else "npo", "npo"):
+        assert name in out
+    summary = json.loads((place / "summary.json").read_text())
+    assert list(summary["models"])[:2] == ["target", "retrained"]
+    assert summary["models"]["retrained"]["forget_quality"]["value"] == 1.0
+    assert set(summary["models"]["npo"]["forget_rouge"]) == {"value", "n", "ci"}
+    assert {"jax", "device", "data"} <= set(json.loads((place / "environment.json").read_text()))
+    lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in lines if line["model"] == "npo"]
+    assert steps == list(range(1, len(steps) + 1))
+    assert "<script" in (place / "report.html").read_text()
+    assert (place / "hf" / "README.md").read_text().startswith("# small")
+
+    before = (place / "summary.json").read_bytes()
+    status, out, _ = run(capsys, "run", small)
+    assert status == 0 and "complete already" in out
+    message = refused(capsys, "run", small, "--seed", "5")
+    assert "already holds a run with another config (differs in seed)" in message
+    assert (place / "summary.json").read_bytes() == before
+
+    status, out, _ = run(capsys, "evaluate", place, small, "--output", tmp_path / "numbers.json")
+    assert status == 0
+    numbers = json.loads((tmp_path / "numbers.json").read_text())
+    known = summary["models"]["npo"]
+    assert all(abs(numbers[k]["value"] - known[k]["value"]) < 1e-6 for k in numbers)
+    page = tmp_path / "comparison.html"
+    assert run(capsys, "report", place, place, "--output", page)[0] == 0
+    assert "small" in page.read_text()
+    assert run(capsys, "generate", place, "--question", "Who?")[0] == 0
+
+
+@pytest.mark.slow
+def test_an_adapter_run_exports_adapter_base_and_merged_model(capsys, small, tmp_path):
+    status, _, err = run(capsys, "run", small, "--adapter.rank", "2", "--name", "lora")
+    assert status == 0, err
+    place = tmp_path / "runs" / "lora"
+    prompt = ["--prompt", "Question: Who?\nAnswer:"]
+    merged = run(capsys, "generate", place / "hf", *prompt)[1]
+    assert merged == run(capsys, "generate", place / "adapter", *prompt)[1]
+    assert (place / "target" / "model.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_finetune_exports_target_and_retrained(capsys, small, tmp_path):
+    status, out, _ = run(capsys, "finetune", small)
+    assert status == 0
+    for name in ("target", "retrained"):
+        folder = tmp_path / "runs" / "small" / name
+        assert str(folder) in out
+        assert run(capsys, "generate", folder, "--prompt", "a", "--max-new-tokens", 2)[0] == 0
