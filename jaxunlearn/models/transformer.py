@@ -151,6 +151,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=nn.broadcast,
             length=config.num_layers,
+            unroll=_unrolled(config),
         )
         x_BTD, _ = layers(config, name="layers")(x_BTD, rotary, mask_BTS)
         if not config.tie_embeddings and self.is_initializing():
@@ -381,6 +382,17 @@ def _target_log_probs_backward(saved, cotangent_X):
 
 
 _target_log_probs.defvjp(_target_log_probs_forward, _target_log_probs_backward)
+
+
+def _unrolled(config: DecoderConfig) -> int:
+    """How many layers are laid out one after the other in a turn of the scan.
+
+    All of a shallow stack: a loop over layers writes and reads back all that the backward pass
+    needs, which costs a tenth of a training step. Deep stacks would compile slowly, and
+    rematerialisation saves memory only inside a loop.
+    """
+    shallow = config.num_layers <= 8 and not config.remat
+    return config.num_layers if shallow else 1
 
 
 @functools.partial(jax.jit, static_argnums=0)
