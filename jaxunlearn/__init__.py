@@ -23,7 +23,7 @@ _PLACES = {
     "Row": "jaxunlearn.data.formats",
     "UserError": "jaxunlearn.errors",
 }
-__all__ = list(_PLACES)  # noqa: PLE0604
+__all__ = list(_PLACES)
 
 
 def __getattr__(name: str) -> Any:

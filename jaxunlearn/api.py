@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import config as configs
-from jaxunlearn import experiment
 from jaxunlearn.config import DataConfig, Experiment, MethodConfig
 from jaxunlearn.data import formats
 from jaxunlearn.data.formats import EvalSet, Row
@@ -16,6 +15,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models import checkpoint_hf
 from jaxunlearn.models.checkpoint_hf import load_model as load
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.unlearning import need_tokenizer, unlearn_rows
 
 __all__ = ["Result", "evaluate", "load", "unlearn"]
 
@@ -94,9 +94,9 @@ def unlearn(
     forget_rows, retain_rows = read_rows(forget, "forget"), read_rows(retain, "retain")
     objective, _ = registry.objective(chosen)
     if "retain" in objective.groups and not retain_rows:
-        raise UserError(f"retain: no rows, and {method} needs some; give retain=, or method without")
+        raise UserError(f"retain: no rows, and {method} needs some; give retain= some rows")
     history: list[dict[str, float]] = []
-    result = experiment.unlearn_rows(
+    result = unlearn_rows(
         model,
         forget_rows,
         retain_rows,
@@ -132,7 +132,7 @@ def evaluate(
     options = configs.validate(configs.EvaluationConfig, settings, where="evaluate")
 
     def score(one: LanguageModel) -> suite.Evaluation:
-        experiment.need_tokenizer(one)
+        need_tokenizer(one)
         return suite.evaluate(
             one, sets, options, template=template, max_length=one.config.max_positions
         )

@@ -10,17 +10,17 @@ from jaxunlearn import __version__
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
+_WITH_CONFIG = ("run", "finetune", "evaluate")
+_OWN_OPTIONS = ("--help", "--print-config", "--json")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 2 bad input, 1 anything else."""
-    parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if rest and "config" not in options:
-        parser.error(f"unrecognised arguments: {' '.join(rest)}")
+    words = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if "config" in options:
-            options.overrides = _overrides(rest)
+        overrides = _take_overrides(words) if words and words[0] in _WITH_CONFIG else {}
+        options = _parser().parse_args(words)
+        options.overrides = overrides
         options.command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -46,7 +46,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, function: Any, text: str) -> argparse.ArgumentParser:
-        # Abbreviations would swallow dotted overrides such as --temp.
         sub = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=function)
         return sub
@@ -62,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("evaluate", _evaluate, "score a model on a config's data")
     sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
     sub.add_argument("config", nargs="?", help=config_help)
-    sub.add_argument("--output", metavar="FILE", help="write the numbers as JSON")
+    sub.add_argument("--json", metavar="FILE", help="write the numbers to a file")
 
     sub = command("generate", _generate, "continue a prompt")
     sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
@@ -89,31 +88,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _overrides(rest: Sequence[str]) -> dict[str, Any]:
-    """--dotted.key value and --dotted.key=value, the values read as YAML."""
-    import yaml
+def _take_overrides(words: list[str]) -> dict[str, str]:
+    """Takes --dotted.key value and --dotted.key=value out of a command's words.
 
-    found: dict[str, Any] = {}
-    queue = list(rest)
+    It is done before argparse sees them: it would read a value as the config file.
+    """
+    found: dict[str, str] = {}
+    rest = []
+    queue = list(words)
     while queue:
-        key, equals, value = queue.pop(0).partition("=")
-        if not key.startswith("--") or len(key) == 2:
-            raise UserError(f"{key}: unexpected argument; config keys are set as --key value")
+        word = queue.pop(0)
+        key, equals, value = word.partition("=")
+        if not key.startswith("--") or key in _OWN_OPTIONS:
+            rest.append(word)
+            continue
         if not equals:
             if not queue:
                 raise UserError(f"{key}: needs a value, as in {key} 3")
             value = queue.pop(0)
-        try:
-            found[key[2:].replace("-", "_")] = yaml.safe_load(value)
-        except yaml.YAMLError:
-            found[key[2:].replace("-", "_")] = value
+        found[key[2:].replace("-", "_")] = value
+    words[:] = rest
     return found
 
 
 def _load(options: argparse.Namespace) -> Any:
+    import yaml
+
     from jaxunlearn import config
 
-    return config.load(options.config, options.overrides)
+    overrides = {}
+    for key, value in options.overrides.items():
+        try:
+            overrides[key] = yaml.safe_load(value)
+        except yaml.YAMLError:
+            overrides[key] = value
+    return config.load(options.config, overrides)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -132,7 +141,7 @@ def _run(options: argparse.Namespace) -> None:
     for note in summary["notes"]:
         print(f"note: {note}")
     if finished:
-        print(f"This run was complete already; remove {folder} or give another --name to run again.")
+        print(f"This run was complete already; remove {folder} or set --name to run again.")
     print(f"report: {folder / 'report.html'}\nmodel:  {folder / 'hf'}")
 
 
@@ -165,14 +174,14 @@ def _evaluate(options: argparse.Namespace) -> None:
     for name, entry in evaluation.metrics.items():
         value = "-" if entry["value"] is None else f"{entry['value']:.4g}"
         print(f"{name:<34} {value:>10}   n={entry['n']}")
-    if options.output:
-        write_text(Path(options.output), json.dumps(evaluation.metrics, indent=2) + "\n")
+    if options.json:
+        write_text(Path(options.json), json.dumps(evaluation.metrics, indent=2) + "\n")
 
 
 def _generate(options: argparse.Namespace) -> None:
     from jaxunlearn.data import tokens
-    from jaxunlearn.experiment import need_tokenizer
     from jaxunlearn.models.generate import Sampling, generate
+    from jaxunlearn.unlearning import need_tokenizer
 
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: is {options.max_new_tokens}; use 1 or more")

@@ -124,7 +124,7 @@ class AdapterConfig:
 class MethodConfig:
     """A method by name; in YAML every further key beside `name` is one of its hyper-parameters.
 
-    `jaxunlearn methods` lists names, hyper-parameters and defaults; the method registry checks them.
+    `jaxunlearn methods` lists them; the method registry checks them.
     """
 
     name: str = "npo"
@@ -172,10 +172,10 @@ class Experiment:
 
 # What `jaxunlearn run` does when no file is given.
 QUICKSTART: Mapping[str, Any] = {
-    "finetune": {"epochs": 40, "batch_size": 32, "learning_rate": 3e-3},
-    "method": {"name": "npo"},
-    "baselines": [{"name": "grad_diff"}],
-    "training": {"epochs": 10, "batch_size": 8, "learning_rate": 3e-4},
+    "finetune": {"epochs": 48, "batch_size": 32, "learning_rate": 3e-3},
+    "method": {"name": "npo", "beta": 0.3, "retain_weight": 5.0},
+    "baselines": [{"name": "grad_diff", "retain_weight": 5.0}],
+    "training": {"epochs": 30, "batch_size": 20, "learning_rate": 2e-4},
     "evaluation": {"max_new_tokens": 24},
 }
 

@@ -13,9 +13,9 @@ from jaxunlearn import config as configs
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
 from jaxunlearn.data import formats, sampling, tokens
 from jaxunlearn.data.formats import Row, UnlearningData
-from jaxunlearn.data.tokens import TokenTable
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report, suite
+from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
@@ -25,6 +25,7 @@ from jaxunlearn.models.transformer import DecoderConfig
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.training.loop import split_params, train
+from jaxunlearn.unlearning import encode_rows, max_length, need_tokenizer, unlearn_rows
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 SAMPLES = 8  # rows of each set whose generations the report shows
@@ -110,97 +111,6 @@ def evaluate(
             reference = _evaluate("retrained", retrained, data, experiment, bars)
             evaluation.metrics["forget_quality"] = suite.forget_quality(evaluation, reference)
     return evaluation
-
-
-def unlearn_rows(
-    model: LanguageModel,
-    forget: Sequence[Row],
-    retain: Sequence[Row],
-    experiment: Experiment,
-    method: MethodConfig,
-    *,
-    checkpoints: Path | None = None,
-    on_steps: Callable[..., None] | None = None,
-    say: Callable[[str], None] = print,
-) -> LanguageModel:
-    """Unlearns rows from a model with one method; of `experiment` only the settings are used."""
-    objective, hyper = registry.objective(method)
-    limit = max_length(model, experiment)
-    groups = {"forget": forget, "retain": retain}
-    tables = {
-        name: encode_rows(model, rows, experiment, limit, name, say)
-        for name, rows in groups.items()
-        if name in objective.groups
-    }
-    training = experiment.training
-    schedule = sampling.SAMPLERS[experiment.sampling.name](
-        len(tables["forget"].tokens),
-        len(tables["retain"].tokens) if "retain" in tables else 1,
-        training.epochs,
-        training.batch_size,
-        experiment.seed,
-    )
-    tables = dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
-    return train(
-        model,
-        tables,
-        {name: getattr(schedule, name) for name in tables},
-        objective,
-        hyper,
-        training,
-        adapter=experiment.adapter,
-        seed=experiment.seed,
-        checkpoints=checkpoints,
-        on_steps=on_steps,
-    )
-
-
-def encode_rows(
-    model: LanguageModel,
-    rows: Sequence[Row],
-    experiment: Experiment,
-    limit: int,
-    what: str,
-    say: Callable[[str], None],
-) -> TokenTable:
-    """Rows as tokens; says how many were longer than the limit and so left out.
-
-    Raises:
-      UserError: no row is short enough.
-    """
-    pairs = [(row.question, row.answer) for row in rows]
-    encoded = tokens.encode(
-        need_tokenizer(model), pairs, template=experiment.data.template, max_length=limit
-    )
-    if encoded.left_out:
-        first = rows[encoded.left_out[0]].source
-        say(
-            f"{what}: {len(encoded.left_out)} of {len(rows)} rows are longer than {limit} tokens "
-            f"and were left out (the first is {first})"
-        )
-    if not encoded.kept:
-        raise UserError(f"{what}: every row is longer than {limit} tokens; raise data.max_length")
-    return encoded.table
-
-
-def max_length(model: LanguageModel, experiment: Experiment) -> int:
-    """Tokens a row may have."""
-    own = model.config.max_positions
-    return min(experiment.data.max_length or own, own)
-
-
-def need_tokenizer(model: LanguageModel) -> Any:
-    """The model's tokenizer.
-
-    Raises:
-      UserError: it has none.
-    """
-    if model.tokenizer is None:
-        raise UserError(
-            f"{model.folder}: no tokenizer here; copy tokenizer.json and tokenizer_config.json of "
-            "the model into this folder"
-        )
-    return model.tokenizer
 
 
 def labels(experiment: Experiment) -> dict[str, MethodConfig]:
@@ -460,23 +370,3 @@ def _samples(
                 }
             )
     return samples
-
-
-def model_card(summary: dict[str, Any]) -> str:
-    """README.md of an exported model: what was unlearned, how, and with which numbers."""
-    config, primary = summary["config"], summary["primary"]
-    method = ", ".join(f"{key} {value}" for key, value in config["method"].items())
-    shown = ["forget_quality", "model_utility", "forget_probability", "forget_rouge"]
-    lines = ["| model | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for label, metrics in summary["models"].items():
-        values = [metrics.get(name, {}).get("value") for name in shown]
-        cells = ["-" if value is None else f"{value:.3g}" for value in values]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    data = config["data"]
-    forgotten = data["forget"] or f"{data['forget_people']} of {data['people']} invented people"
-    return (
-        f"# {summary['name']}: an unlearned model\n\n"
-        f"Start model: {config['model']['path'] or 'made by this run'}. "
-        f"Forgotten: {forgotten} ({data['format']}). Method: {method}. Seed: {config['seed']}.\n\n"
-        f"This folder is the model `{primary}`, written by jaxunlearn.\n\n" + "\n".join(lines) + "\n"
-    )

@@ -10,7 +10,6 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     TextColumn,
-    TimeElapsedColumn,
     TimeRemainingColumn,
 )
 
@@ -19,14 +18,14 @@ class Bars:
     """One bar per stage of a run, on standard error; a context manager."""
 
     def __init__(self, console: Console | None = None):
+        # 79 columns in all: rich cuts off what does not fit.
         self._bars = Progress(
-            TextColumn("{task.description:<20}"),
-            BarColumn(bar_width=24),
+            TextColumn("{task.description:<18}"),
+            BarColumn(bar_width=10),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[status]:<34}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[status]:<27}"),
             TextColumn("left"),
-            TimeRemainingColumn(),
+            TimeRemainingColumn(compact=True),
             console=console or Console(stderr=True),
         )
 
@@ -65,5 +64,5 @@ class Stage:
     def steps(self, done: int, total: int, log: list[Mapping[str, float]]) -> None:
         """Moves the bar by training steps, with the newest loss and speed."""
         last = log[-1]
-        status = f"loss {last['loss']:.3f}  {last['tokens_per_second']:,.0f} tokens/s"
+        status = f"loss {last['loss']:.3g} {last['tokens_per_second']:,.0f} tokens/s"
         self.update(done, total, status)

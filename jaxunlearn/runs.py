@@ -41,7 +41,7 @@ class RunFolder:
         if self.config_path.exists():
             self._check_same(experiment)
         elif self.path.exists() and (not self.path.is_dir() or _names(self.path)):
-            raise UserError(f"{self.path}: already there and not a run folder; choose another --name")
+            raise UserError(f"{self.path}: there already and not a run folder; set another --name")
 
     def create(self) -> None:
         """Makes the folder and writes the resolved config."""

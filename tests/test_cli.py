@@ -52,7 +52,8 @@ def edited(path, **changes):
 
 
 def test_lists(capsys):
-    for command, first in [("methods", "grad_ascent"), ("samplers", "random"), ("families", "llama")]:
+    firsts = {"methods": "grad_ascent", "samplers": "random", "families": "llama"}
+    for command, first in firsts.items():
         status, out, _ = run(capsys, command)
         assert status == 0 and out.split()[0] == first
     assert "beta=0.1" in run(capsys, "methods")[1]
@@ -66,6 +67,15 @@ def test_print_config_is_resolved_and_can_be_loaded(capsys, small, tmp_path):
     assert not (tmp_path / "runs").exists()
     small.write_text(out)
     assert yaml.safe_load(run(capsys, "run", small, "--print-config")[1]) == settings
+
+
+def test_overrides_need_no_config_file(capsys):
+    """A value after an override is not taken for the config file."""
+    for words in (["--training.epochs", "3"], ["--training.epochs=3"]):
+        status, out, _ = run(capsys, "run", *words, "--print-config", "--name", "other")
+        settings = yaml.safe_load(out)
+        assert status == 0
+        assert settings["training"]["epochs"] == 3 and settings["name"] == "other"
 
 
 def test_generate_continues_a_prompt(capsys, tiny_folder):
@@ -93,7 +103,7 @@ def test_convert_both_ways_keeps_every_bit(capsys, tiny_folder, tmp_path):
         (["--method.beta", "-1"], ["beta"]),
         (["--method.name", "magic"], ["no method 'magic'", "npo"]),
         (["--model.path", "/nowhere/model"], ["/nowhere/model", "no such folder"]),
-        (["surprise"], ["surprise", "unexpected argument"]),
+        (["--method", "npo"], ["method: expected a section of keys"]),
         (["--training.train_only", "nothing"], ["train_only", "matches no parameter"]),
         (["--finetune", "null"], ["model.path", "finetune"]),
     ],
@@ -178,7 +188,7 @@ def test_a_run_from_start_to_end(capsys, small, tmp_path):
     assert "already holds a run with another config (differs in seed)" in message
     assert (place / "summary.json").read_bytes() == before
 
-    status, out, _ = run(capsys, "evaluate", place, small, "--output", tmp_path / "numbers.json")
+    status, out, _ = run(capsys, "evaluate", place, small, "--json", tmp_path / "numbers.json")
     assert status == 0
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     known = summary["models"]["npo"]

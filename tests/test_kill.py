@@ -64,8 +64,8 @@ def test_killed_three_times(tmp_path):
             checkpoints.glob("retrained/*.orbax-checkpoint-tmp*")
         ),
         "between training and evaluation of the last model": lambda: (
-            (checkpoints / "npo" / "8").exists()
-        ),
+            checkpoints / "npo" / "8"
+        ).exists(),
     }
     for name, moment in moments.items():
         process = start(config, tmp_path / "cut")

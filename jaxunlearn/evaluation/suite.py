@@ -240,4 +240,3 @@ def _utility(sets: Mapping[str, EvalSet], table: Mapping[str, Mapping[str, Any]]
     known = {name: table[name]["value"] for name in parts if table[name]["value"] is not None}
     value = metrics.model_utility(known) if known else None
     return {"value": value, "n": len(known), "ci": None}
-

@@ -98,6 +98,4 @@ def kl(log_softmax: jax.Array, reference_log_softmax: jax.Array) -> jax.Array:
     >>> print(f"{kl(q, p).sum():.4f}, {kl(p, p).sum():.4f}")
     0.1438, 0.0000
     """
-    return jnp.sum(
-        jnp.exp(reference_log_softmax) * (reference_log_softmax - log_softmax), axis=-1
-    )
+    return jnp.sum(jnp.exp(reference_log_softmax) * (reference_log_softmax - log_softmax), axis=-1)

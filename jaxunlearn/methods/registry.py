@@ -76,9 +76,7 @@ METHODS: Mapping[str, Method] = {
     "kl": Method(
         losses.grad_ascent, "kl", "gradient ascent, with KL on retain rows", "arXiv 2401.06121"
     ),
-    "npo": Method(
-        losses.npo, "nll", "negative preference optimisation", "arXiv 2404.05868"
-    ),
+    "npo": Method(losses.npo, "nll", "negative preference optimisation", "arXiv 2404.05868"),
 }
 RETAIN_LOSSES: Mapping[str, Loss | None] = {"nll": losses.nll, "kl": losses.kl, "none": None}
 

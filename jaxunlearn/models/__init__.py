@@ -1,1 +1,1 @@
-"""A decoder-only language model as pure functions of (params, tokens), and its Hugging Face form."""
+"""A decoder-only language model as pure functions, and its Hugging Face form."""

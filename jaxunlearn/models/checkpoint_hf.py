@@ -203,7 +203,7 @@ def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
             raise UserError(
                 f"{path}: damaged or truncated safetensors file ({error}); fetch it again"
             ) from None
-        for name in handle.keys():  # noqa: SIM118
+        for name in handle.keys():
             if name in source:
                 raise UserError(f"{path}: tensor {name} is also in another shard")
             source[name] = handle
@@ -305,9 +305,7 @@ def _write_shards(folder: Path, tensors: Mapping[str, np.ndarray], limit: int) -
         save_file(shard, folder / file, metadata={"format": "pt"})
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(value.nbytes for value in tensors.values())
-    write_json(
-        folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map}
-    )
+    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
 def _load_adapter(folder: Path) -> LanguageModel:

@@ -109,7 +109,7 @@ def _read_rope(hf: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | 
 
 
 def _write_llama(config: DecoderConfig) -> dict[str, Any]:
-    """config.json keys; RoPE in both spellings, because transformers 4 ignores `rope_parameters`."""
+    """config.json keys, with RoPE in both spellings: transformers 4 ignores `rope_parameters`."""
     scaling = config.rope_scaling and {
         "rope_type": "llama3",
         "factor": config.rope_scaling.factor,
@@ -117,6 +117,7 @@ def _write_llama(config: DecoderConfig) -> dict[str, Any]:
         "high_freq_factor": config.rope_scaling.high_freq_factor,
         "original_max_position_embeddings": config.rope_scaling.original_max_positions,
     }
+    rope = {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta}
     return {
         "model_type": "llama",
         "hidden_size": config.hidden_size,
@@ -130,7 +131,7 @@ def _write_llama(config: DecoderConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": scaling,
-        "rope_parameters": {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta},
+        "rope_parameters": rope,
         "hidden_act": "silu",
         "tie_word_embeddings": config.tie_embeddings,
         "attention_bias": config.attention_bias,

@@ -53,9 +53,8 @@ def init(params: Tree, rank: int, *, key: jax.Array) -> Tree:
 
 def scale(factors: Tree, by: float | jax.Array) -> Tree:
     """The adapter times a number: every `b` is multiplied."""
-    return unflatten_dict(
-        {path: leaf * by if path[-1] == "b" else leaf for path, leaf in flatten_dict(factors).items()}
-    )
+    flat = flatten_dict(factors)
+    return unflatten_dict({p: leaf * by if p[-1] == "b" else leaf for p, leaf in flat.items()})
 
 
 def merge(params: Tree, scaled_factors: Tree) -> Tree:

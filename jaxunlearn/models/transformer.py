@@ -21,6 +21,8 @@ import numpy as np
 
 Params = dict[str, Any]
 
+MOST_LOGITS = 2**27  # that `token_log_probs` holds at once: 512 MB
+
 
 @dataclass(frozen=True)
 class RopeScaling:
@@ -87,7 +89,11 @@ def logits(
     Returns:
       float32 [B, T, V].
     """
-    return head_logits(config, params, hidden_states(config, params, tokens, lora=lora))
+    hidden_BTD = hidden_states(config, params, tokens, lora=lora)
+    # Folded to rows for the same reason as in `Projection`.
+    hidden_XD = hidden_BTD.reshape(-1, config.hidden_size)
+    logits_XV = head_logits(hidden_XD, head_kernel(config, params))
+    return logits_XV.reshape(*tokens.shape, config.vocab_size)
 
 
 def token_log_probs(
@@ -109,9 +115,8 @@ def token_log_probs(
     # The last position predicts nothing and is dropped by the shift; keeping it until then leaves
     # every matrix at its aligned size.
     next_tokens = jnp.roll(tokens, -1, axis=1)
-    hidden_XD = hidden_BTD.reshape(-1, config.hidden_size)
-    log_probs_X = _target_log_probs(head_logits(config, params, hidden_XD), next_tokens.reshape(-1))
-    return jnp.pad(log_probs_X.reshape(tokens.shape)[:, :-1], ((0, 0), (1, 0)))
+    log_probs_BT = _head_log_probs(hidden_BTD, head_kernel(config, params), next_tokens)
+    return jnp.pad(log_probs_BT[:, :-1], ((0, 0), (1, 0)))
 
 
 def hidden_states(
@@ -121,14 +126,18 @@ def hidden_states(
     return Decoder(config).apply(variables(params, lora), tokens)
 
 
-def head_logits(config: DecoderConfig, params: Params, hidden_BTD: jax.Array) -> jax.Array:
-    """Logits of hidden states, float32 [..., V]."""
-    dtype = jnp.dtype(config.dtype)
+def head_kernel(config: DecoderConfig, params: Params) -> jax.Array:
+    """The output kernel [D, V] in the compute dtype, whether it is tied or not."""
     if config.tie_embeddings:
-        kernel_DV = params["embed"]["embedding"].astype(dtype).T
+        kernel_DV = params["embed"]["embedding"].T
     else:
-        kernel_DV = params["lm_head"]["kernel"].astype(dtype)
-    return jnp.matmul(hidden_BTD, kernel_DV, preferred_element_type=jnp.float32)
+        kernel_DV = params["lm_head"]["kernel"]
+    return kernel_DV.astype(jnp.dtype(config.dtype))
+
+
+def head_logits(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
+    """Logits of hidden states [..., D], float32 [..., V]."""
+    return jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
 
 
 class Decoder(nn.Module):
@@ -154,8 +163,6 @@ class Decoder(nn.Module):
             unroll=_unrolled(config),
         )
         x_BTD, _ = layers(config, name="layers")(x_BTD, rotary, mask_BTS)
-        if not config.tie_embeddings and self.is_initializing():
-            Head(config, name="lm_head")()
         return RMSNorm(config.norm_eps, jnp.dtype(config.dtype), name="final_norm")(x_BTD)
 
 
@@ -284,18 +291,6 @@ class Embedding(nn.Module):
         return embed(self.config, self.param("embedding", _normal, shape, jnp.float32), tokens)
 
 
-class Head(nn.Module):
-    """The untied output kernel; `head_logits` applies it."""
-
-    config: DecoderConfig
-
-    @nn.compact
-    def __call__(self) -> jax.Array:
-        """Kernel [D, V]."""
-        shape = (self.config.hidden_size, self.config.vocab_size)
-        return self.param("kernel", _normal, shape, jnp.float32)
-
-
 _normal = nn.initializers.normal(0.02)
 
 
@@ -358,6 +353,29 @@ def embed(config: DecoderConfig, embedding_VD: jax.Array, tokens: jax.Array) -> 
     return embedding_VD[tokens].astype(jnp.dtype(config.dtype))
 
 
+def _head_log_probs(
+    hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array
+) -> jax.Array:
+    """log p(target) at every position [B, T], in parts along T where the logits would be large."""
+
+    def of_part(hidden: jax.Array, targets: jax.Array) -> jax.Array:
+        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel_DV)
+        return _target_log_probs(logits_XV, targets.reshape(-1)).reshape(targets.shape)
+
+    batch, time = targets_BT.shape
+    room = max(1, MOST_LOGITS // (batch * kernel_DV.shape[1]))
+    if time <= room:
+        return of_part(hidden_BTD, targets_BT)
+    width = next(width for width in range(room, 0, -1) if time % width == 0)
+    parts = [
+        jnp.moveaxis(x.reshape(batch, time // width, width, *x.shape[2:]), 1, 0)
+        for x in (hidden_BTD, targets_BT)
+    ]
+    # Recomputed in the backward pass: the logits of two parts never exist at once.
+    log_probs = jax.lax.map(lambda part: jax.checkpoint(of_part)(*part), tuple(parts))
+    return jnp.moveaxis(log_probs, 0, 1).reshape(batch, time)
+
+
 @jax.custom_vjp
 def _target_log_probs(logits_XV: jax.Array, targets_X: jax.Array) -> jax.Array:
     """log softmax(logits)[target] of every row, [X].
@@ -397,7 +415,12 @@ def _unrolled(config: DecoderConfig) -> int:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(config: DecoderConfig, key: jax.Array) -> Params:
-    return Decoder(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+    body_key, head_key = jax.random.split(key)
+    params = Decoder(config).init(body_key, jnp.zeros((1, 1), jnp.int32))["params"]
+    if config.tie_embeddings:
+        return params
+    shape = (config.hidden_size, config.vocab_size)
+    return {**params, "lm_head": {"kernel": _normal(head_key, shape, jnp.float32)}}
 
 
 def variables(params: Params, lora: Params | None) -> dict[str, Params]:

@@ -64,7 +64,8 @@ def test_nine_numbers_make_the_utility(tiny, world):
     result = evaluate(tiny, world.evaluation).metrics
     kept = [name for name in world.evaluation if name != "forget"]
     assert len(kept) == 3
-    nine = [result[f"{s}_{m}"]["value"] for s in kept for m in ("probability", "rouge", "truth_ratio")]
+    measures = ("probability", "rouge", "truth_ratio")
+    nine = [result[f"{name}_{measure}"]["value"] for name in kept for measure in measures]
     expected = 0.0 if min(nine) == 0 else 9 / sum(1 / value for value in nine)
     np.testing.assert_allclose(result["model_utility"]["value"], expected, rtol=1e-6)
     assert result["model_utility"]["n"] == 9

@@ -16,12 +16,14 @@ from jaxunlearn.models.checkpoint_hf import export_adapter, export_model, load_m
 
 
 def same(a, b):
-    return jax.tree.all(jax.tree.map(lambda x, y: x.dtype == y.dtype and jnp.array_equal(x, y), a, b))
+    equal = jax.tree.map(lambda x, y: x.dtype == y.dtype and jnp.array_equal(x, y), a, b)
+    return jax.tree.all(equal)
 
 
 def with_adapter(model, rank=4, alpha=6.0):
     factors = lora.init(model.params, rank, key=jax.random.key(0))
-    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(jax.random.key(1), x.shape), factors)
+    noise = jax.random.key(1)
+    factors = jax.tree.map(lambda x: x + 0.05 * jax.random.normal(noise, x.shape), factors)
     return dataclasses.replace(model, adapter=lora.Adapter(factors, rank, alpha))
 
 
@@ -44,7 +46,8 @@ def edit_tensors(folder, change):
 
 def test_stories260k_round_trip_is_bit_identical(stories260k, tmp_path):
     out = export_model(load_model(stories260k), tmp_path / "out")
-    ours, theirs = load_file(out / "model.safetensors"), load_file(stories260k / "model.safetensors")
+    ours = load_file(out / "model.safetensors")
+    theirs = load_file(stories260k / "model.safetensors")
     assert ours.keys() == theirs.keys()
     for name in theirs:
         assert ours[name].dtype == theirs[name].dtype
@@ -126,7 +129,7 @@ def test_no_weights(folder):
 
 def test_unsupported_family(folder):
     edit_config(folder, model_type="mamba")
-    with pytest.raises(UserError, match=r"model_type 'mamba' is not supported; supported are: llama"):
+    with pytest.raises(UserError, match="'mamba' is not supported; supported are: llama"):
         load_model(folder)
 
 
@@ -145,7 +148,7 @@ def test_broken_config(folder):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"intermediate_size": 64}, "mlp.gate_proj.weight has shape [48, 32], config.json asks for [64, 32]"),
+        ({"intermediate_size": 64}, "has shape [48, 32], config.json asks for [64, 32]"),
         ({"num_hidden_layers": 3}, "model.layers.2.input_layernorm.weight is missing"),
         ({"num_hidden_layers": 1}, "tensor model.layers.1."),
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
@@ -183,7 +186,7 @@ def test_index_that_points_astray(tiny, tmp_path):
     out = export_model(tiny, tmp_path / "out", max_shard_bytes=20_000)
     index = json.loads((out / "model.safetensors.index.json").read_text())
     (out / index["weight_map"]["model.norm.weight"]).unlink()
-    with pytest.raises(UserError, match="shard model-.* is missing"):
+    with pytest.raises(UserError, match=r"shard model-.* is missing"):
         load_model(out)
     index["weight_map"]["model.norm.weight"] = "../secret.safetensors"
     (out / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -27,6 +27,10 @@ SCALING = RopeScaling(
 )
 
 
+logits_of = jax.jit(transformer.logits, static_argnums=0)
+log_probs_of = jax.jit(transformer.token_log_probs, static_argnums=0)
+
+
 def params_of(config, seed=0):
     # Larger matrices than at the start of a training, so that every part has a visible effect.
     params = transformer.init_params(config, jax.random.key(seed))
@@ -71,9 +75,9 @@ def test_a_later_token_has_no_effect_on_earlier_log_probs(params):
     def log_probs(row):
         table = params["embed"]["embedding"].at[60].set(row)
         changed = {**params, "embed": {"embedding": table}}
-        return transformer.token_log_probs(CONFIG, changed, tokens)[0]
+        return log_probs_of(CONFIG, changed, tokens)[0]
 
-    slopes = jnp.abs(jax.jacrev(log_probs)(params["embed"]["embedding"][60])).sum(-1)
+    slopes = jnp.abs(jax.jit(jax.jacrev(log_probs))(params["embed"]["embedding"][60])).sum(-1)
     assert (slopes[: place + 1] == 0).all()
     assert (slopes[place + 1 :] > 0).all()
 
@@ -81,18 +85,18 @@ def test_a_later_token_has_no_effect_on_earlier_log_probs(params):
 def test_padding_on_the_right_changes_nothing(params):
     tokens = tokens_of(CONFIG)
     padded = jnp.pad(tokens, ((0, 0), (0, 5)))
-    short = transformer.token_log_probs(CONFIG, params, tokens)
-    long = transformer.token_log_probs(CONFIG, params, padded)
+    short = log_probs_of(CONFIG, params, tokens)
+    long = log_probs_of(CONFIG, params, padded)
     np.testing.assert_allclose(short, long[:, :12], atol=1e-5)
 
 
 def test_log_probs_are_those_of_the_softmax(params):
     tokens = tokens_of(CONFIG)
-    log_softmax = jax.nn.log_softmax(transformer.logits(CONFIG, params, tokens))
+    log_softmax = jax.nn.log_softmax(logits_of(CONFIG, params, tokens))
     expected = [
         [row[t - 1, tokens[b, t]] for t in range(1, 12)] for b, row in enumerate(log_softmax)
     ]
-    log_probs = transformer.token_log_probs(CONFIG, params, tokens)
+    log_probs = log_probs_of(CONFIG, params, tokens)
     assert (log_probs[:, 0] == 0).all()
     np.testing.assert_allclose(log_probs[:, 1:], expected, atol=1e-5)
 
@@ -101,21 +105,40 @@ def test_gradient_of_log_probs_is_that_of_autodiff(params):
     tokens, weights = tokens_of(CONFIG), jax.random.normal(jax.random.key(3), (2, 12))
 
     def ours(params):
-        return jnp.sum(weights * transformer.token_log_probs(CONFIG, params, tokens))
+        return jnp.sum(weights * log_probs_of(CONFIG, params, tokens))
 
     def plain(params):
-        log_softmax = jax.nn.log_softmax(transformer.logits(CONFIG, params, tokens)[:, :-1])
+        log_softmax = jax.nn.log_softmax(logits_of(CONFIG, params, tokens)[:, :-1])
         chosen = jnp.take_along_axis(log_softmax, tokens[:, 1:, None], axis=-1)[..., 0]
         return jnp.sum(weights[:, 1:] * chosen)
 
-    chex.assert_trees_all_close(jax.grad(ours)(params), jax.grad(plain)(params), atol=2e-4)
+    chex.assert_trees_all_close(
+        jax.jit(jax.grad(ours))(params), jax.jit(jax.grad(plain))(params), atol=2e-4
+    )
+
+
+def test_log_probs_in_parts_are_the_same(params, monkeypatch):
+    tokens = tokens_of(CONFIG)
+
+    def compiled():
+        def total(params):
+            log_probs = transformer.token_log_probs(CONFIG, params, tokens)
+            return jnp.sum(log_probs), log_probs
+
+        return jax.jit(jax.value_and_grad(total, has_aux=True)).lower(params).compile()
+
+    whole = compiled()
+    monkeypatch.setattr(transformer, "MOST_LOGITS", 5 * tokens.shape[0] * CONFIG.vocab_size)
+    parts = compiled()
+    assert ("[24,61]" in whole.as_text(), "[24,61]" in parts.as_text()) == (True, False)
+    chex.assert_trees_all_close(parts(params), whole(params), rtol=1e-4, atol=1e-4)
 
 
 def test_rematerialisation_changes_nothing(params):
     tokens = tokens_of(CONFIG)
 
     def gradient(config):
-        return jax.grad(lambda p: transformer.token_log_probs(config, p, tokens).sum())(params)
+        return jax.jit(jax.grad(lambda p: log_probs_of(config, p, tokens).sum()))(params)
 
     again = dataclasses.replace(CONFIG, remat=True)
     chex.assert_trees_all_close(gradient(CONFIG), gradient(again), rtol=1e-4, atol=1e-4)
@@ -125,8 +148,8 @@ def test_a_fresh_adapter_changes_nothing(params):
     tokens = tokens_of(CONFIG)
     factors = lora.init(params, 4, key=jax.random.key(2))
     np.testing.assert_array_equal(
-        transformer.logits(CONFIG, params, tokens, lora=factors),
-        transformer.logits(CONFIG, params, tokens),
+        logits_of(CONFIG, params, tokens, lora=factors),
+        logits_of(CONFIG, params, tokens),
     )
 
 
@@ -139,9 +162,9 @@ def test_an_adapter_beside_the_kernels_equals_merged_kernels(params, kept):
         layers = factors["layers"]
         factors = {"layers": {"attention": {"q": layers["attention"]["q"]},
                               "mlp": {"down": layers["mlp"]["down"]}}}  # fmt: skip
-    beside = transformer.token_log_probs(CONFIG, params, tokens, lora=factors)
-    merged = transformer.token_log_probs(CONFIG, lora.merge(params, factors), tokens)
-    assert not np.allclose(beside, transformer.token_log_probs(CONFIG, params, tokens), atol=1e-2)
+    beside = log_probs_of(CONFIG, params, tokens, lora=factors)
+    merged = log_probs_of(CONFIG, lora.merge(params, factors), tokens)
+    assert not np.allclose(beside, log_probs_of(CONFIG, params, tokens), atol=1e-2)
     np.testing.assert_allclose(beside, merged, atol=2e-5)
 
 
@@ -151,19 +174,19 @@ def test_vmap_over_adapters_equals_one_at_a_time(params):
     several = jax.tree.map(lambda x: jnp.stack([x + 0.01, x + 0.05]), one)
 
     def run(factors):
-        return transformer.token_log_probs(CONFIG, params, tokens, lora=factors)
+        return log_probs_of(CONFIG, params, tokens, lora=factors)
 
     alone = [run(jax.tree.map(lambda x, i=i: x[i], several)) for i in range(2)]
-    np.testing.assert_allclose(jax.vmap(run)(several), jnp.stack(alone), atol=1e-5)
+    np.testing.assert_allclose(jax.jit(jax.vmap(run))(several), jnp.stack(alone), atol=1e-5)
 
 
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(params):
     config = dataclasses.replace(CONFIG, dtype="bfloat16")
     tokens = tokens_of(CONFIG)
     hidden = transformer.hidden_states(config, params, tokens)
-    logits = transformer.logits(config, params, tokens)
+    logits = logits_of(config, params, tokens)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
-    exact = transformer.logits(CONFIG, params, tokens)
+    exact = logits_of(CONFIG, params, tokens)
     assert jnp.abs(logits - exact).max() < 0.1 * jnp.abs(exact).max()
 
 
@@ -220,7 +243,7 @@ def test_logits_agree_with_transformers(tmp_path, tied):
     tokens = np.asarray(tokens_of(CONFIG, width=48))
     with torch.no_grad():
         expected = theirs(torch.tensor(tokens)).logits.numpy()
-    logits = transformer.logits(ours.config, ours.params, tokens)
+    logits = logits_of(ours.config, ours.params, tokens)
     np.testing.assert_allclose(logits, expected, atol=2e-5 * np.abs(expected).max())
 
 
@@ -231,8 +254,8 @@ def test_published_values_of_stories260k(stories260k, shared):
     tokens = np.array(
         [[1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426]]
     )
-    log_probs = transformer.token_log_probs(model.config, model.params, tokens)
-    logits = transformer.logits(model.config, model.params, tokens)[0, -1]
+    log_probs = log_probs_of(model.config, model.params, tokens)
+    logits = logits_of(model.config, model.params, tokens)[0, -1]
     np.testing.assert_allclose(-log_probs[:, 1:].mean(), 0.10014, atol=2e-5)
     np.testing.assert_allclose(logits[:4], [-3.8517, 4.9812, -3.8526, -3.8520], atol=2e-4)
     assert logits.argmax() == 338
@@ -251,9 +274,8 @@ def test_mean_nll_of_stories260k_on_its_own_data(stories260k, shared):
     for i, row in enumerate(rows):
         row = row[:512]
         table[i, : len(row)], mask[i, 1 : len(row)] = row, True
-    run = jax.jit(transformer.token_log_probs, static_argnums=0)
     log_probs = np.concatenate(
-        [run(model.config, model.params, part) for part in np.split(table, 4)]
+        [log_probs_of(model.config, model.params, part) for part in np.split(table, 4)]
     )
     assert mask.sum() == 32598
     np.testing.assert_allclose(-log_probs[mask].mean(), 1.2800, atol=1e-4)

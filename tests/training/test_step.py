@@ -57,9 +57,7 @@ def gradient(spec, trainable, frozen, batch, numbers):
     counts = {group: steps._counts(part.mask) for group, part in batch.items()}
 
     def loss(trainable, batch):
-        return steps._loss(
-            spec, trainable, batch, frozen=frozen, counts=counts, hyper=numbers
-        )
+        return steps._loss(spec, trainable, batch, frozen=frozen, counts=counts, hyper=numbers)
 
     return steps._accumulate(loss, trainable, batch, spec.micro_batches)
 
@@ -118,9 +116,7 @@ def test_prompt_and_padding_give_no_gradient(tiny, method, monkeypatch):
 
         monkeypatch.setattr(transformer, "logits", shifted)
         monkeypatch.setattr(transformer, "token_log_probs", log_probs)
-        return steps._loss(
-            spec, trainable, batch, frozen=frozen, counts=counts, hyper=numbers
-        )[0]
+        return steps._loss(spec, trainable, batch, frozen=frozen, counts=counts, hyper=numbers)[0]
 
     zero = jnp.zeros((*whole.shape, tiny.config.vocab_size))
     gradient = np.abs(np.asarray(jax.grad(loss)(zero))).max(-1)
@@ -178,7 +174,7 @@ def test_hyper_parameters_do_not_recompile(tiny):
         ("weight_decay", 0.1), ("warmup_steps", 7), ("total_steps", 9), ("clip_norm", 0.1),
     ]:  # fmt: skip
         changed = {**numbers, name: jnp.float32(value)}
-        state, log = traced(init_state(trainable), changed, np.int32(len(losses) % 2 + 2))
+        _, log = traced(init_state(trainable), changed, np.int32(len(losses) % 2 + 2))
         run_steps(spec, init_state(trainable), frozen, batch, schedule, np.int32(2), changed)
         losses.add(float(log["loss"][1]))
     assert run_steps._cache_size() == 1
