@@ -6,8 +6,9 @@ Both sides do the same work from the same weights, float32, in turns, so that a 
 both. Ours is the library's own update step, several steps to a dispatch as in training; theirs is a
 loop over `transformers` (and `peft`), with a forward pass for forget and one for retain rows as
 unlearning trainers have it, and for NPO a reference forward in every step. Losses of the first step
-and greedy tokens are compared before anything is timed. CPU time is shown beside wall time, as it
-holds on a machine with other work. Needs the `bench` extra.
+and greedy tokens are compared before anything is timed. Where other work shares the cores, set
+OMP_WAIT_POLICY=passive: PyTorch's threads otherwise spin while they wait for a core, which can slow
+them tenfold and counts as CPU time. Needs the `bench` extra.
 """
 
 import argparse
@@ -81,6 +82,8 @@ def main() -> None:
         "machine": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
+        "omp_wait_policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "load": os.getloadavg()[0],
         "steps_per_call": args.steps,
         "repeats": args.repeats,
         **{name: version(name) for name in ("jax", "torch", "transformers", "peft")},

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 WIDTH_STEP = 16
 """Tables are padded to a multiple of this, so that few shapes have to be compiled."""
 
+WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+"""A batch is cut to the smallest of these that holds its longest row: few shapes, little padding."""
+
 BYTE_ALPHABET = 256
 _SPECIAL = ("<pad>", "<s>", "</s>")
 _FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
@@ -115,6 +118,11 @@ def same_width(*tables: TokenTable) -> tuple[TokenTable, ...]:
     """The tables, all as wide as the widest of them."""
     width = max(table.tokens.shape[1] for table in tables)
     return tuple(_widen(table, width) for table in tables)
+
+
+def batch_width(longest: int, width: int) -> int:
+    """Columns of a batch whose longest row has this many tokens, from a table of `width`."""
+    return min(min((w for w in WIDTHS if w >= longest), default=width), width)
 
 
 def prompt_tokens(tokenizer: "Tokenizer", question: str, *, template: str) -> list[int]:

@@ -9,13 +9,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.data.tokens import TokenTable, batch_width
 from jaxunlearn.models import transformer
 from jaxunlearn.models.transformer import DecoderConfig
-
-WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512)
-"""Batches are cut to the smallest of these that holds their longest row."""
-
 
 @dataclass(frozen=True)
 class TokenStats:
@@ -56,13 +52,12 @@ def score(
     order = np.argsort(table.lengths, kind="stable")
     for start in range(0, n, batch_size):
         rows = order[start : start + batch_size]
-        longest = int(table.lengths[rows].max())
-        cut = min((w for w in WIDTHS if w >= longest), default=width)
+        cut = batch_width(int(table.lengths[rows].max()), width)
         batch = np.zeros((batch_size, cut), np.int32)
-        batch[: len(rows), : min(cut, width)] = table.tokens[rows, :cut]
+        batch[: len(rows)] = table.tokens[rows, :cut]
         batch_log_probs, batch_hits = jax.device_get(_statistics(config, params, lora, batch))
-        log_probs[rows, :cut] = batch_log_probs[: len(rows), :width]
-        hits[rows, :cut] = batch_hits[: len(rows), :width]
+        log_probs[rows, :cut] = batch_log_probs[: len(rows)]
+        hits[rows, :cut] = batch_hits[: len(rows)]
         if on_rows is not None:
             on_rows(len(rows))
     return TokenStats(log_probs, hits, table.answer_mask)

@@ -15,7 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.config import AdapterConfig, TrainingConfig
-from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.data.tokens import TokenTable, batch_width
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
@@ -31,7 +31,7 @@ from jaxunlearn.training.step import (
 )
 
 CAPACITY = 32  # most steps in one dispatch
-DISPATCH_SECONDS = 0.5  # aimed-at time of one dispatch, so that progress stays live
+DISPATCH_SECONDS = 2.0  # aimed-at time of one dispatch: progress stays live, start-up costs little
 
 OnSteps = Callable[[int, int, list[dict[str, float]]], None]
 
@@ -82,16 +82,19 @@ def train(
     steps = len(next(iter(schedule.values())))
     numbers = _numbers(hyper, training, steps)
     state = init_state(trainable)
+
+    def prepare() -> _Run:
+        rows = _device_rows(model, tables, objective)
+        return _Run(spec, frozen, rows, schedule, _step_widths(tables, schedule), numbers)
+
     if checkpoints is None:
-        run = _Run(spec, frozen, _device_rows(model, tables, objective), schedule, numbers)
-        state = _advance(run, state, tables, training, None, on_steps)
+        state = _advance(prepare(), state, tables, training, None, on_steps)
     else:
         mark = _fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training)
         with Checkpoints(checkpoints, mark) as store:
             state = store.restore(state)
             if int(state.step) < steps:
-                run = _Run(spec, frozen, _device_rows(model, tables, objective), schedule, numbers)
-                state = _advance(run, state, tables, training, store, on_steps)
+                state = _advance(prepare(), state, tables, training, store, on_steps)
     return _finished(model, state, adapter)
 
 
@@ -128,7 +131,19 @@ class _Run:
     frozen: Mapping[str, Any]
     rows: Mapping[str, Rows]
     schedule: Mapping[str, np.ndarray]
+    widths: np.ndarray
+    """[steps]: columns of each step's batch, by its longest row; a function of the schedule alone,
+    so that a resumed run computes each step in the same shape."""
     numbers: Mapping[str, jax.Array]
+
+    @property
+    def steps(self) -> int:
+        return len(self.widths)
+
+    def alike(self, step: int) -> int:
+        """How many steps from this one on have its width."""
+        other = np.flatnonzero(self.widths[step:] != self.widths[step])
+        return int(other[0]) if len(other) else self.steps - step
 
     def dispatch(
         self, state: TrainState, start: int, count: int
@@ -137,8 +152,9 @@ class _Run:
             group: _padded(index[start : start + count], CAPACITY, -1)
             for group, index in self.schedule.items()
         }
+        rows = jax.tree.map(lambda table: table[:, : self.widths[start]], self.rows)
         state, log = run_steps(
-            self.spec, state, self.frozen, self.rows, part, np.int32(count), self.numbers
+            self.spec, state, self.frozen, rows, part, np.int32(count), self.numbers
         )
         log = jax.device_get(log)
         return state, [{name: float(log[name][i]) for name in log} for i in range(count)]
@@ -153,11 +169,10 @@ def _advance(
     on_steps: OnSteps | None,
 ) -> TrainState:
     """From the state's step to the end of the schedule."""
-    steps = len(next(iter(run.schedule.values())))
-    step, count = int(state.step), 1
+    steps, step, count = run.steps, int(state.step), 1
     while step < steps:
         to_checkpoint = training.checkpoint_every - step % training.checkpoint_every
-        count = min(count, steps - step, to_checkpoint)
+        count = min(count, run.alike(step), to_checkpoint)
         begin = time.perf_counter()
         state, log = run.dispatch(state, step, count)
         seconds = time.perf_counter() - begin
@@ -189,6 +204,17 @@ def _finished(
     for path, leaf in flatten_dict(dict(state.trainable["params"])).items():
         flat[path] = leaf.astype(flat[path].dtype)
     return dataclasses.replace(model, params=unflatten_dict(flat))
+
+
+def _step_widths(
+    tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray]
+) -> np.ndarray:
+    width = next(iter(tables.values())).tokens.shape[1]
+    longest = [
+        np.where(schedule[group] >= 0, table.lengths[schedule[group]], 0).max(axis=1)
+        for group, table in tables.items()
+    ]
+    return np.array([batch_width(int(n), width) for n in np.max(longest, axis=0)])
 
 
 def _device_rows(
