@@ -126,7 +126,7 @@ def report(work: Work, args: argparse.Namespace, setting: dict[str, Any]) -> Non
 
 
 def training_work(size: str, args: argparse.Namespace) -> list[Work]:
-    """GradDiff and NPO on all parameters, GradDiff on LoRA factors of all linear layers."""
+    """GradDiff and NPO, on all parameters and on LoRA factors of all linear layers."""
     theirs, ours = models(size)
     tokens = np.random.default_rng(0).integers(0, ours.config.vocab_size, (2, ROWS, WIDTH))
     tokens = tokens.astype(np.int32)
@@ -141,6 +141,7 @@ def training_work(size: str, args: argparse.Namespace) -> list[Work]:
             ("grad_diff", "grad_diff", None),
             ("npo", "npo", None),
             ("grad_diff lora", "grad_diff", ADAPTER),
+            ("npo lora", "npo", ADAPTER),
         )
     ]
 

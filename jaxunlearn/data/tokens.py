@@ -22,7 +22,7 @@ WIDTH_STEP = 16
 """Tables are padded to a multiple of this, so that few shapes have to be compiled."""
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-"""A batch is cut to the smallest of these that holds its longest row: few shapes, little padding."""
+"""A batch is cut to the smallest of these that holds its longest row: few shapes, few pads."""
 
 BYTE_ALPHABET = 256
 _SPECIAL = ("<pad>", "<s>", "</s>")

@@ -13,6 +13,7 @@ from jaxunlearn.data.tokens import TokenTable, batch_width
 from jaxunlearn.models import transformer
 from jaxunlearn.models.transformer import DecoderConfig
 
+
 @dataclass(frozen=True)
 class TokenStats:
     """What one forward pass knows about every token of a table."""

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.errors import UserError
+from jaxunlearn.models.head import head_logits
 from jaxunlearn.models.transformer import (
     Block,
     DecoderConfig,
@@ -24,7 +25,6 @@ from jaxunlearn.models.transformer import (
     RMSNorm,
     embed,
     head_kernel,
-    head_logits,
     rotary_table,
     variables,
 )

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.models import lora, transformer
+from jaxunlearn.models import head, lora, transformer
 from jaxunlearn.models.transformer import DecoderConfig, RopeScaling
 
 CONFIG = DecoderConfig(
@@ -128,7 +128,7 @@ def test_log_probs_in_parts_are_the_same(params, monkeypatch):
         return jax.jit(jax.value_and_grad(total, has_aux=True)).lower(params).compile()
 
     whole = compiled()
-    monkeypatch.setattr(transformer, "MOST_LOGITS", 5 * tokens.shape[0] * CONFIG.vocab_size)
+    monkeypatch.setattr(head, "MOST_LOGITS", 5 * tokens.shape[0] * CONFIG.vocab_size)
     parts = compiled()
     assert ("[24,61]" in whole.as_text(), "[24,61]" in parts.as_text()) == (True, False)
     chex.assert_trees_all_close(parts(params), whole(params), rtol=1e-4, atol=1e-4)
