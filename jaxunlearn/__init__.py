@@ -20,7 +20,7 @@ _PLACES = {
     "evaluate": "jaxunlearn.api",
     "Result": "jaxunlearn.api",
     "LanguageModel": "jaxunlearn.models.language_model",
-    "Row": "jaxunlearn.data.formats",
+    "Row": "jaxunlearn.data.rows",
     "UserError": "jaxunlearn.errors",
 }
 __all__ = list(_PLACES)

@@ -8,7 +8,7 @@ from typing import Any
 from jaxunlearn import config as configs
 from jaxunlearn.config import DataConfig, Experiment, MethodConfig
 from jaxunlearn.data import formats
-from jaxunlearn.data.formats import EvalSet, Row
+from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import suite
 from jaxunlearn.methods import registry

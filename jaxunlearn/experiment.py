@@ -12,7 +12,7 @@ import numpy as np
 from jaxunlearn import config as configs
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
 from jaxunlearn.data import formats, sampling, tokens
-from jaxunlearn.data.formats import Row, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report, suite
 from jaxunlearn.evaluation.card import model_card
@@ -180,19 +180,18 @@ class _Workshop:
 
     def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
         """The evaluation of a model, done once per run."""
-        done = self.folder.read_evaluation(label)
-        if done is not None:
-            return done
-        evaluation = self._timed(
-            f"{label} evaluation",
-            lambda: _evaluate(label, model, self.data, self.experiment, self.bars),
-        )
+        evaluation = self.folder.read_evaluation(label)
+        if evaluation is None:
+            evaluation = self._timed(
+                f"{label} evaluation",
+                lambda: _evaluate(label, model, self.data, self.experiment, self.bars),
+            )
+            self.folder.write_evaluation(label, evaluation)
         if evaluation.left_out:
             self._note(
                 f"evaluation: {evaluation.left_out} answers are longer than the model's limit and "
                 "are in no number"
             )
-        self.folder.write_evaluation(label, evaluation)
         return evaluation
 
     def finish(
@@ -210,7 +209,7 @@ class _Workshop:
             "name": self.experiment.name,
             "primary": list(evaluations)[-1],
             "models": models,
-            "timing": self.folder.add_timing("report", 0.0),
+            "timing": self.folder.timing,
             "config": configs.dump(self.experiment),
             "environment": self.environment,
             "notes": self.notes,
@@ -239,19 +238,21 @@ class _Workshop:
         with self.bars.stage(f"{stage} model") as bar:
             # One table for target and retrained, so that both use one compiled program.
             rows = self._all_rows()
-            table = encode_rows(
+            encoded = encode_rows(
                 self.base, rows, self.experiment, self.limit, "training rows", self._note
             )
-            chosen = self._places(rows, chosen)
+            # Rows that were too long are not in the table.
+            wanted = set(chosen)
+            places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
             order = sampling.epochs(
-                len(chosen), training.epochs, training.batch_size, self.experiment.seed
+                len(places), training.epochs, training.batch_size, self.experiment.seed
             )
-            schedule = np.where(order >= 0, np.asarray(chosen, np.int32)[order], -1)
+            schedule = np.where(order >= 0, places[order], sampling.EMPTY)
             return self._timed(
                 f"{stage} training",
                 lambda: train(
                     self.base,
-                    {"train": table},
+                    {"train": encoded.table},
                     {"train": schedule.astype(np.int32)},
                     registry.FINETUNE,
                     {},
@@ -260,17 +261,6 @@ class _Workshop:
                     on_steps=self._logger(stage, bar.steps),
                 ),
             )
-
-    def _places(self, rows: Sequence[Row], chosen: Sequence[int]) -> list[int]:
-        """Table rows of the chosen rows: those that were too long are not in the table."""
-        kept = tokens.encode(
-            self.base.tokenizer,
-            [(row.question, row.answer) for row in rows],
-            template=self.experiment.data.template,
-            max_length=self.limit,
-        ).kept
-        wanted = set(chosen)
-        return [place for place, index in enumerate(kept) if index in wanted]
 
     def _all_rows(self) -> tuple[Row, ...]:
         return (*self.data.forget, *self.data.retain, *self.data.general)
@@ -349,9 +339,7 @@ def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
     )
 
 
-def _samples(
-    sets: dict[str, formats.EvalSet], evaluations: dict[str, Evaluation]
-) -> list[dict[str, Any]]:
+def _samples(sets: dict[str, EvalSet], evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
     """Rows with what each model answers, for the report."""
     samples = []
     for name, chosen in sets.items():

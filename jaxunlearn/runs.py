@@ -14,7 +14,7 @@ import yaml
 
 from jaxunlearn import config as configs
 from jaxunlearn.config import Experiment
-from jaxunlearn.data.formats import UnlearningData
+from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.suite import Evaluation
 
@@ -121,12 +121,15 @@ class RunFolder:
         """Keeps an evaluation."""
         self.write_json(f"evaluations/{stage}.json", dataclasses.asdict(evaluation))
 
-    def add_timing(self, what: str, seconds: float) -> dict[str, float]:
-        """Adds to the time a stage has taken over all starts of this run; returns all of them."""
-        timing = _read_json(self.path / "timing.json") or {}
-        timing[what] = round(timing.get(what, 0.0) + seconds, 2)
-        self.write_json("timing.json", timing)
-        return timing
+    @property
+    def timing(self) -> dict[str, float]:
+        """Seconds of each stage so far, over all starts of this run."""
+        return _read_json(self.path / "timing.json") or {}
+
+    def add_timing(self, what: str, seconds: float) -> None:
+        """Adds to the time a stage has taken."""
+        total = round(self.timing.get(what, 0.0) + seconds, 2)
+        self.write_json("timing.json", {**self.timing, what: total})
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the run atomically."""

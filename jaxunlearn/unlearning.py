@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxunlearn.config import Experiment, MethodConfig
 from jaxunlearn.data import sampling, tokens
-from jaxunlearn.data.formats import Row
-from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.data.rows import Row
+from jaxunlearn.data.tokens import Encoded
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import registry
 from jaxunlearn.models.language_model import LanguageModel
@@ -30,7 +30,7 @@ def unlearn_rows(
     limit = max_length(model, experiment)
     groups = {"forget": forget, "retain": retain}
     tables = {
-        name: encode_rows(model, rows, experiment, limit, name, say)
+        name: encode_rows(model, rows, experiment, limit, name, say).table
         for name, rows in groups.items()
         if name in objective.groups
     }
@@ -64,7 +64,7 @@ def encode_rows(
     limit: int,
     what: str,
     say: Callable[[str], None],
-) -> TokenTable:
+) -> Encoded:
     """Rows as tokens; says how many were longer than the limit and so left out.
 
     Raises:
@@ -82,7 +82,7 @@ def encode_rows(
         )
     if not encoded.kept:
         raise UserError(f"{what}: every row is longer than {limit} tokens; raise data.max_length")
-    return encoded.table
+    return encoded
 
 
 def max_length(model: LanguageModel, experiment: Experiment) -> int:

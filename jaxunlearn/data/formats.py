@@ -10,11 +10,13 @@ import io
 import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxunlearn.config import DataConfig
+from jaxunlearn.data import synthetic
+from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
 
 TOFU_AUTHOR_ROWS = 20
@@ -29,43 +31,6 @@ _SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _Record = tuple[str, dict[str, Any]]  # where it stands, column -> value
 
 
-@dataclass(frozen=True)
-class Row:
-    """One question with its answer, or one plain text."""
-
-    question: str
-    """Empty for plain text: then the whole text is the answer."""
-    answer: str
-    entity: str = ""
-    """Whom the row is about (TOFU: "author 198")."""
-    paraphrased_answer: str | None = None
-    perturbed_answers: tuple[str, ...] = ()
-    """Wrong answers in the wording of the paraphrase."""
-    source: str = ""
-    """File and line ("forget01.json:3"); file and row for Parquet and for JSON arrays."""
-
-
-@dataclass(frozen=True)
-class EvalSet:
-    """Rows that are evaluated together."""
-
-    role: Literal["forget", "retain", "general"]
-    """general: facts that are neither in the forget nor in the retain set."""
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class UnlearningData:
-    """What is forgotten, what is kept, and what is measured."""
-
-    forget: tuple[Row, ...]
-    retain: tuple[Row, ...]
-    evaluation: dict[str, EvalSet]
-    """In the order of reports; "forget" and "retain" come first."""
-    general: tuple[Row, ...] = ()
-    """Rows that the target and the retrained model are trained on as well (built-in world only)."""
-
-
 def load(config: DataConfig, seed: int) -> UnlearningData:
     """Reads the data set that `config` names.
 
@@ -78,9 +43,7 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
         empty set, and a forget row that is also in the retain set (names both).
     """
     if config.format == "synthetic":
-        from jaxunlearn.data.synthetic import build  # it makes the Rows defined here
-
-        return build(config.people, config.forget_people, seed)
+        return synthetic.build(config.people, config.forget_people, seed)
     unknown = [key for key in config.columns if key not in FIELDS]
     if unknown:
         allowed = ", ".join(FIELDS)

@@ -10,7 +10,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from jaxunlearn.data.formats import EvalSet, Row, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
 
 PERTURBED = 5

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxunlearn.data.formats import UnlearningData
+from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
-from jaxunlearn.data.formats import EvalSet, Row
+from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.evaluation import metrics
 from jaxunlearn.evaluation.forward import TokenStats, score
 from jaxunlearn.models.generate import generate

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.data.formats import EvalSet, Row, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.data.synthetic import build
 from jaxunlearn.data.tokens import (
     all_texts,

@@ -8,7 +8,7 @@ import pytest
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
-from jaxunlearn.data.formats import EvalSet, Row
+from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.evaluation import forward, suite
 from jaxunlearn.models import transformer
 

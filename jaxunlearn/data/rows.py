@@ -1,0 +1,41 @@
+"""What every data set is turned into: rows of text, and who plays which part."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Row:
+    """One question with its answer, or one plain text."""
+
+    question: str
+    """Empty for plain text: then the whole text is the answer."""
+    answer: str
+    entity: str = ""
+    """Whom the row is about (TOFU: "author 198")."""
+    paraphrased_answer: str | None = None
+    perturbed_answers: tuple[str, ...] = ()
+    """Wrong answers in the wording of the paraphrase."""
+    source: str = ""
+    """File and line ("forget01.json:3"); file and row for Parquet and for JSON arrays."""
+
+
+@dataclass(frozen=True)
+class EvalSet:
+    """Rows that are evaluated together."""
+
+    role: Literal["forget", "retain", "general"]
+    """general: facts that are neither in the forget nor in the retain set."""
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class UnlearningData:
+    """What is forgotten, what is kept, and what is measured."""
+
+    forget: tuple[Row, ...]
+    retain: tuple[Row, ...]
+    evaluation: dict[str, EvalSet]
+    """In the order of reports; "forget" and "retain" come first."""
+    general: tuple[Row, ...] = ()
+    """Rows that the target and the retrained model are trained on as well (built-in world only)."""
