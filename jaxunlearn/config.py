@@ -293,8 +293,8 @@ def _explain(schema: type, fault: Mapping[str, Any]) -> str:
         same_name = [k for k in known if k.rpartition(".")[2] == location[-1]]
         near = difflib.get_close_matches(location[-1], [k.rpartition(".")[2] for k in here], 1, 0.5)
         best = [f"{section}.{near[0]}" if section else near[0]] if near else []
-        best = best or same_name[:1] or difflib.get_close_matches(key, known, 1, 0.0)
-        return f"unknown key {key}; the closest known key is {best[0]}"
+        best = best or same_name or difflib.get_close_matches(key, known, 1, 0.0)
+        return f"unknown key {key}; the closest known key is {' or '.join(best)}"
     if fault["type"] in ("dataclass_type", "dataclass_exact_type"):
         return f"{key}: expected a section of keys, found {_kind(fault['input'])}"
     message = fault["msg"].removeprefix("Value error, ")

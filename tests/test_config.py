@@ -15,7 +15,7 @@ def test_dump_and_load_are_inverse(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.dump(experiment)))
     assert config.load(path) == experiment
-    assert experiment.method.hyper == {"beta": 0.2}
+    assert experiment.method.hyper["beta"] == 0.2
     assert experiment.adapter == config.AdapterConfig(rank=4)
 
 
