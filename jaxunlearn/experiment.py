@@ -139,6 +139,12 @@ class _Workshop:
     def _check_early(self) -> None:
         """Faults that would otherwise show only after the first training."""
         settings = self.experiment
+        room, positions = settings.evaluation.max_new_tokens, self.base.config.max_positions
+        if room >= positions:
+            raise UserError(
+                f"evaluation.max_new_tokens: {room} leaves no room for a question in the model's "
+                f"{positions} positions; lower it"
+            )
         split_params(self.base, settings.training.train_only, settings.adapter, settings.seed)
         if settings.finetune is not None:
             split_params(self.base, settings.finetune.train_only, None, settings.seed)
@@ -187,6 +193,11 @@ class _Workshop:
                 lambda: _evaluate(label, model, self.data, self.experiment, self.bars),
             )
             self.folder.write_evaluation(label, evaluation)
+        if evaluation.no_room:
+            self._note(
+                f"evaluation: {evaluation.no_room} questions leave no room for "
+                f"{self.experiment.evaluation.max_new_tokens} new tokens and count as not answered"
+            )
         if evaluation.left_out:
             self._note(
                 f"evaluation: {evaluation.left_out} answers are longer than the model's limit and "

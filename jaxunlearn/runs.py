@@ -114,8 +114,12 @@ class RunFolder:
 
     def read_evaluation(self, stage: str) -> Evaluation | None:
         """A finished evaluation of this run, or None."""
-        saved = _read_json(self.path / "evaluations" / f"{stage}.json")
-        return saved and Evaluation(**saved)
+        path = self.path / "evaluations" / f"{stage}.json"
+        saved = _read_json(path)
+        try:
+            return saved and Evaluation(**saved)
+        except TypeError as error:
+            raise UserError(f"{path}: damaged ({error}); remove it, it is made again") from None
 
     def write_evaluation(self, stage: str, evaluation: Evaluation) -> None:
         """Keeps an evaluation."""
@@ -145,7 +149,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it, it is made again") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: damaged (not a JSON object); remove it, it is made again")
+    return value
 
 
 def _names(folder: Path) -> list[str]:

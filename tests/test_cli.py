@@ -106,6 +106,7 @@ def test_convert_both_ways_keeps_every_bit(capsys, tiny_folder, tmp_path):
         (["--method", "npo"], ["method: expected a section of keys"]),
         (["--training.train_only", "nothing"], ["train_only", "matches no parameter"]),
         (["--finetune", "null"], ["model.path", "finetune"]),
+        (["--evaluation.max_new_tokens", "256"], ["max_new_tokens", "no room", "256 positions"]),
     ],
 )
 def test_bad_settings_stop_before_anything_is_written(capsys, small, tmp_path, arguments, words):
@@ -146,6 +147,21 @@ def test_a_folder_in_use_is_refused_and_left_alone(capsys, small, tmp_path):
     (place / "precious").write_text("mine")
     assert "not a run folder" in refused(capsys, "run", small)
     assert [entry.name for entry in place.iterdir()] == ["precious"]
+
+
+def test_an_output_that_is_a_file_is_refused(capsys, small, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    assert "file" in refused(capsys, "run", small, "--output", tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_damaged_run_files_are_named(capsys, small, tmp_path):
+    place = tmp_path / "runs" / "small"
+    place.mkdir(parents=True)
+    resolved = run(capsys, "run", small, "--print-config")[1]
+    (place / "config.yaml").write_text(resolved)
+    (place / "summary.json").write_text("{")
+    assert "summary.json: damaged" in refused(capsys, "run", small)
 
 
 def test_bad_generate_options(capsys, tiny_folder):

@@ -29,6 +29,8 @@ class Evaluation:
     """Evaluation set to the generated answer of each of its rows."""
     left_out: int
     """Row texts longer than the model's limit, which no number covers."""
+    no_room: int
+    """Questions so long that the model has no room for an answer; they count as empty answers."""
 
 
 def evaluate(
@@ -63,17 +65,14 @@ def evaluate(
         on_rows=progress.add,
     )
     place = {pairs[index]: row for row, index in enumerate(encoded.kept)}
-    texts = _generate(model, prompts, config, template, max_length, progress)
+    texts, no_room = _generate(model, prompts, config, template, progress)
     generations: dict[str, list[str]] = {name: [] for name in sets}
     for (name, _), text in zip(prompts, texts, strict=True):
         generations[name].append(text)
-    return _measure(
-        sets,
-        _Scores(stats, place),
-        generations,
-        left_out=len(encoded.left_out),
-        final_eos=model.tokenizer.eos_token_id is not None,
+    measured, ratios = _measure(
+        sets, _Scores(stats, place), generations, model.tokenizer.eos_token_id is not None
     )
+    return Evaluation(measured, ratios, generations, len(encoded.left_out), no_room)
 
 
 def limit_sets(sets: Mapping[str, EvalSet], limit: int | None) -> dict[str, EvalSet]:
@@ -150,12 +149,11 @@ def _generate(
     prompts: Sequence[tuple[str, Row]],
     config: EvaluationConfig,
     template: str,
-    max_length: int,
     progress: _Progress,
-) -> list[str]:
-    """A greedy answer to each question; empty where the prompt leaves no room for one."""
+) -> tuple[list[str], int]:
+    """A greedy answer to each question, and how many prompts left no room for one."""
     ids = [tokens.prompt_tokens(model.tokenizer, r.question, template=template) for _, r in prompts]
-    room = min(max_length, model.config.max_positions) - config.max_new_tokens
+    room = model.config.max_positions - config.max_new_tokens
     fits = [i for i, prompt in enumerate(ids) if len(prompt) <= room]
     texts = [""] * len(ids)
     # In slices, so that progress is shown.
@@ -175,16 +173,16 @@ def _generate(
         for i, answer in zip(part, answers, strict=True):
             texts[i] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
         progress.add(len(part))
-    return texts
+    return texts, len(ids) - len(fits)
 
 
 def _measure(
     sets: Mapping[str, EvalSet],
     scores: _Scores,
-    generations: dict[str, list[str]],
-    left_out: int,
+    generations: Mapping[str, Sequence[str]],
     final_eos: bool,
-) -> Evaluation:
+) -> tuple[dict[str, dict[str, Any]], list[float | None]]:
+    """All metric entries, and the truth ratio of each forget row."""
     values: dict[str, np.ndarray] = {}
     forget_ratios = np.array([])
     for name, chosen in sets.items():
@@ -212,7 +210,7 @@ def _measure(
     table = {name: metrics.summarise(value) for name, value in values.items()}
     finite = [float(r) if np.isfinite(r) else None for r in forget_ratios]
     table = {"model_utility": _utility(sets, table), **table}
-    return Evaluation(table, finite, generations, left_out)
+    return table, finite
 
 
 def _perturbed(rows: Sequence[Row], scores: _Scores) -> np.ndarray:

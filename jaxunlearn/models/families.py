@@ -59,25 +59,39 @@ def family_of(hf_config: Mapping[str, Any], where: str) -> Family:
 
 
 def _read_llama(hf: Mapping[str, Any], where: str) -> DecoderConfig:
-    def need(key: str) -> Any:
-        if hf.get(key) is None:
+    def count(key: str, default: int | None = None) -> int:
+        value = hf.get(key)
+        value = default if value is None else value
+        if value is None:
             raise UserError(f"{where}: {key} is missing; a Llama config.json must state it")
-        return hf[key]
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UserError(f"{where}: {key} must be a whole number of 1 or more, found {value!r}")
+        return value
 
     if hf.get("hidden_act", "silu") != "silu":
         raise UserError(f"{where}: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
-    heads, hidden = need("num_attention_heads"), need("hidden_size")
+    heads, hidden = count("num_attention_heads"), count("hidden_size")
+    kv_heads = count("num_key_value_heads", heads)
+    head_dim = count("head_dim", max(1, hidden // heads))
+    if heads % kv_heads or head_dim % 2:
+        raise UserError(
+            f"{where}: num_attention_heads {heads} must be a multiple of num_key_value_heads "
+            f"{kv_heads}, and head_dim {head_dim} must be even"
+        )
+    eps = hf.get("rms_norm_eps", 1e-6)
+    if not isinstance(eps, float | int) or not 0 <= eps < 1:
+        raise UserError(f"{where}: rms_norm_eps must be a small number, found {eps!r}")
     theta, scaling = _read_rope(hf, where)
     return DecoderConfig(
-        vocab_size=need("vocab_size"),
+        vocab_size=count("vocab_size"),
         hidden_size=hidden,
-        intermediate_size=need("intermediate_size"),
-        num_layers=need("num_hidden_layers"),
+        intermediate_size=count("intermediate_size"),
+        num_layers=count("num_hidden_layers"),
         num_heads=heads,
-        num_kv_heads=hf.get("num_key_value_heads") or heads,
-        head_dim=hf.get("head_dim") or hidden // heads,
-        max_positions=hf.get("max_position_embeddings") or 2048,
-        norm_eps=hf.get("rms_norm_eps", 1e-6),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        max_positions=count("max_position_embeddings", 2048),
+        norm_eps=float(eps),
         rope_theta=theta,
         rope_scaling=scaling,
         tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
@@ -89,7 +103,11 @@ def _read_llama(hf: Mapping[str, Any], where: str) -> DecoderConfig:
 def _read_rope(hf: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
     """RoPE base and scaling, from transformers 4 keys or transformers 5 `rope_parameters`."""
     rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    if not isinstance(rope, Mapping):
+        raise UserError(f"{where}: the RoPE settings must be a mapping, found {rope!r}")
     theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
+    if not isinstance(theta, float | int) or theta <= 0:
+        raise UserError(f"{where}: rope_theta must be a number above 0, found {theta!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return float(theta), None
@@ -106,6 +124,8 @@ def _read_rope(hf: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | 
         )
     except KeyError as missing:
         raise UserError(f"{where}: llama3 RoPE scaling needs {missing.args[0]}") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{where}: llama3 RoPE scaling: {error}") from None
 
 
 def _write_llama(config: DecoderConfig) -> dict[str, Any]:

@@ -92,6 +92,13 @@ def test_rows_over_the_limit_are_counted_not_cut(tiny):
     assert result.metrics["forget_probability"]["n"] == 1
 
 
+def test_questions_without_room_for_an_answer_are_counted(tiny):
+    rows = (Row("Who?", "Ann"), Row("Who? " * 30, "Ann"))
+    settings = dataclasses.replace(SETTINGS, max_new_tokens=80)
+    result = evaluate(tiny, {"forget": EvalSet("forget", rows)}, settings)
+    assert result.no_room == 1 and result.generations["forget"][1] == ""
+
+
 def test_without_wrong_answers_there_is_no_truth_ratio(tiny):
     result = evaluate(tiny, {"forget": EvalSet("forget", (Row("Who?", "Ann"),))})
     assert result.metrics["forget_truth_ratio"]["value"] is None

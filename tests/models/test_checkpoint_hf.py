@@ -154,6 +154,12 @@ def test_broken_config(folder):
         ({"attention_bias": True}, "self_attn.q_proj.bias is missing"),
         ({"tie_word_embeddings": True}, "lm_head.weight differs from the embedding"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"num_attention_heads": 0}, "num_attention_heads must be a whole number"),
+        ({"num_attention_heads": "4"}, "num_attention_heads must be a whole number"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"num_key_value_heads": 3}, "must be a multiple of num_key_value_heads 3"),
+        ({"rope_parameters": [1]}, "RoPE settings must be a mapping"),
+        ({"rms_norm_eps": "small"}, "rms_norm_eps"),
     ],
 )  # fmt: skip
 def test_config_that_does_not_fit_the_weights(folder, change, words):
