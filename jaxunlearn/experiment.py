@@ -25,7 +25,7 @@ from jaxunlearn.models.transformer import DecoderConfig
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.training.loop import split_params, train
-from jaxunlearn.unlearning import encode_rows, max_length, need_tokenizer, unlearn_rows
+from jaxunlearn.unlearning import batch_slots, encode_rows, max_length, need_tokenizer, unlearn_rows
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 SAMPLES = 8  # rows of each set whose generations the report shows
@@ -256,7 +256,10 @@ class _Workshop:
             wanted = set(chosen)
             places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
             order = sampling.epochs(
-                len(places), training.epochs, training.batch_size, self.experiment.seed
+                len(places),
+                training.epochs,
+                batch_slots(training, len(places)),
+                self.experiment.seed,
             )
             schedule = np.where(order >= 0, places[order], sampling.EMPTY)
             return self._timed(

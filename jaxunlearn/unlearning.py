@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.config import Experiment, MethodConfig
+from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
 from jaxunlearn.data import sampling, tokens
 from jaxunlearn.data.rows import Row
 from jaxunlearn.data.tokens import Encoded
@@ -35,11 +35,12 @@ def unlearn_rows(
         if name in objective.groups
     }
     training = experiment.training
+    n_forget = len(tables["forget"].tokens)
     schedule = sampling.SAMPLERS[experiment.sampling.name](
-        len(tables["forget"].tokens),
+        n_forget,
         len(tables["retain"].tokens) if "retain" in tables else 1,
         training.epochs,
-        training.batch_size,
+        batch_slots(training, n_forget),
         experiment.seed,
     )
     tables = dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
@@ -55,6 +56,12 @@ def unlearn_rows(
         checkpoints=checkpoints,
         on_steps=on_steps,
     )
+
+
+def batch_slots(training: TrainingConfig, rows: int) -> int:
+    """The batch size, but no more slots than there are rows to fill them."""
+    parts = training.micro_batches
+    return min(training.batch_size, -(-rows // parts) * parts)
 
 
 def encode_rows(
