@@ -92,7 +92,8 @@ def test_loss_is_a_mean_over_answer_tokens(tiny):
         by_hand[group] = np.mean(chosen)
     np.testing.assert_allclose(losses["forget"], by_hand["forget"], rtol=1e-5)
     np.testing.assert_allclose(losses["retain"], -by_hand["retain"], rtol=1e-5)
-    np.testing.assert_allclose(loss, by_hand["forget"] - by_hand["retain"], rtol=1e-4)
+    # A small difference of two numbers near 6.
+    np.testing.assert_allclose(loss, by_hand["forget"] - by_hand["retain"], atol=5e-5)
 
 
 @pytest.mark.parametrize("method", ["grad_diff", "npo", "kl"])
