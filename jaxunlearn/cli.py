@@ -1,6 +1,7 @@
 """The command line: thin, it calls the functions of the package."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,8 @@ _OWN_OPTIONS = ("--help", "--print-config", "--json")
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0 done, 2 bad input, 1 anything else."""
+    # transformers says at every start that there is no PyTorch; none is needed.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = list(sys.argv[1:] if arguments is None else arguments)
     try:
         overrides = _take_overrides(words) if words and words[0] in _WITH_CONFIG else {}
@@ -25,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except (FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
         if error.filename is None:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
@@ -65,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("evaluate", _evaluate, "score a model on a config's data")
     sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
-    sub.add_argument("config", nargs="?", help=config_help)
+    own_help = "YAML file; left out: the run folder's own config, else the built-in quickstart"
+    sub.add_argument("config", nargs="?", help=own_help)
     sub.add_argument("--json", metavar="FILE", help="write the numbers to a file")
 
     sub = command("generate", _generate, "continue a prompt")
@@ -167,6 +171,9 @@ def _finetune(options: argparse.Namespace) -> None:
 
 
 def _evaluate(options: argparse.Namespace) -> None:
+    own = Path(options.model) / "config.yaml"
+    if options.config is None and own.is_file():
+        options.config = str(own)
     settings = _load(options)
     import json
 
@@ -188,6 +195,8 @@ def _generate(options: argparse.Namespace) -> None:
     from jaxunlearn.models.generate import Sampling, generate
     from jaxunlearn.unlearning import need_tokenizer
 
+    if not 0 <= options.seed < 2**31:
+        raise UserError(f"--seed: is {options.seed}; use 0 to {2**31 - 1}")
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: is {options.max_new_tokens}; use 1 or more")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)

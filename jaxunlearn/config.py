@@ -7,6 +7,7 @@ that names the key, what was found there and what is allowed.
 import copy
 import dataclasses
 import difflib
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -168,6 +169,10 @@ class Experiment:
     adapter: AdapterConfig | None = None
     training: TrainingConfig = Field(default_factory=TrainingConfig)
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    def __post_init__(self):
+        if self.name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.name):
+            raise ValueError(f"name {self.name!r} must be a plain folder name without / in it")
 
 
 # What `jaxunlearn run` does when no file is given.

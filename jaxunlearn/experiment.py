@@ -60,7 +60,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     """
     experiment = resolve(experiment)
     folder = RunFolder(experiment)
-    if folder.summary is not None:
+    if folder.summary is not None and (folder.path / "hf" / "config.json").is_file():
         return folder.summary
     with Bars() as bars:
         work = _Workshop(experiment, folder, bars)
@@ -131,10 +131,10 @@ class _Workshop:
         self.data = formats.load(experiment.data, experiment.seed)
         self.base = _base_model(experiment, self.data)
         need_tokenizer(self.base)
+        self.limit = max_length(self.base, experiment)
         self._check_early()
         folder.create()
         self.environment = folder.write_environment(self.data)
-        self.limit = max_length(self.base, experiment)
 
     def _check_early(self) -> None:
         """Faults that would otherwise show only after the first training."""
@@ -145,6 +145,8 @@ class _Workshop:
                 f"evaluation.max_new_tokens: {room} leaves no room for a question in the model's "
                 f"{positions} positions; lower it"
             )
+        for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
+            encode_rows(self.base, rows, settings, self.limit, name, self._note)
         split_params(self.base, settings.training.train_only, settings.adapter, settings.seed)
         if settings.finetune is not None:
             split_params(self.base, settings.finetune.train_only, None, settings.seed)
@@ -315,7 +317,7 @@ def _evaluate(
             experiment.evaluation,
             template=experiment.data.template,
             max_length=max_length(model, experiment),
-            on_rows=lambda done, total: stage.update(done, total, "rows"),
+            on_rows=lambda done, total: stage.update(done, total, "texts"),
         )
 
 

@@ -88,7 +88,10 @@ def encode_rows(
             f"and were left out (the first is {first})"
         )
     if not encoded.kept:
-        raise UserError(f"{what}: every row is longer than {limit} tokens; raise data.max_length")
+        raise UserError(
+            f"{what}: every row is longer than {limit} tokens, the limit of the model or of "
+            "data.max_length; use shorter rows or raise it"
+        )
     return encoded
 
 

@@ -106,6 +106,8 @@ def test_convert_both_ways_keeps_every_bit(capsys, tiny_folder, tmp_path):
         (["--method", "npo"], ["method: expected a section of keys"]),
         (["--training.train_only", "nothing"], ["train_only", "matches no parameter"]),
         (["--finetune", "null"], ["model.path", "finetune"]),
+        (["--name", "../escape"], ["../escape", "plain folder name"]),
+        (["--data.max_length", "5"], ["forget", "longer than 5 tokens"]),
         (["--evaluation.max_new_tokens", "256"], ["max_new_tokens", "no room", "256 positions"]),
     ],
 )
@@ -165,8 +167,8 @@ def test_damaged_run_files_are_named(capsys, small, tmp_path):
 
 
 def test_bad_generate_options(capsys, tiny_folder):
-    for option, value in [("--temperature", -1), ("--top-p", 0), ("--top-k", -3),
-                          ("--max-new-tokens", 0)]:  # fmt: skip
+    bad = [("--temperature", -1), ("--temperature", "nan"), ("--seed", 2**70), ("--top-p", 0)]
+    for option, value in [*bad, ("--top-k", -3), ("--max-new-tokens", 0)]:
         message = refused(capsys, "generate", tiny_folder, "--prompt", "a", option, value)
         assert option.strip("-").replace("-", "_") in message.replace("-", "_")
     assert "999" in refused(

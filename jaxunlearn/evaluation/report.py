@@ -26,10 +26,10 @@ _HEADLINE = {
     "forget_quality": "forget\nquality",
     "model_utility": "model\nutility",
     "forget_probability": "forget\nprob.",
-    "forget_rouge": "forget\nROUGE-L",
-    "forget_extraction_strength": "extract.\nstrength",
+    "forget_rouge": "forget\nROUGE",
+    "forget_extraction_strength": "extr.\nstr.",
     "retain_probability": "retain\nprob.",
-    "retain_rouge": "retain\nROUGE-L",
+    "retain_rouge": "retain\nROUGE",
 }
 _LABELS = {
     "probability": "probability",
@@ -48,15 +48,15 @@ def table(summary: Summary) -> "rich.table.Table":
     from rich.table import Table
     from rich.text import Text
 
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    # Within 80 columns for models with short names.
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
     for key, header in _HEADLINE.items():
         out.add_column(f"{header} {_arrow(key)}", justify="right", no_wrap=True)
     for model, values in summary["models"].items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
-        name = "retrained (ref.)" if model == "retrained" else model
         cells = [format_value(key, measured(values, key)) for key in _HEADLINE]
-        out.add_row(Text(name), *map(Text, cells), style=style)
+        out.add_row(Text(model), *map(Text, cells), style=style)
     return out
 
 

@@ -252,6 +252,8 @@ def _take(folder: Path, source: dict[str, Any], name: str, weight: Weight) -> np
             f"{folder}: tensor {name} has shape {list(array.shape)}, "
             f"config.json asks for {list(weight.shape)}"
         )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"{folder}: tensor {name} holds {array.dtype}, not floating-point numbers")
     return array.T if weight.transpose else array
 
 

@@ -42,7 +42,7 @@ class Sampling:
 
     def __post_init__(self):
         """Refuse values outside their ranges."""
-        if self.temperature < 0:
+        if not 0 <= self.temperature < float("inf"):
             raise UserError(f"sampling.temperature is {self.temperature}: use 0 (greedy) or more")
         if self.top_k < 0:
             raise UserError(f"sampling.top_k is {self.top_k}: use 0 (off) or more")
