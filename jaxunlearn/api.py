@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn import config as configs
-from jaxunlearn.config import DataConfig, Experiment, MethodConfig
+from jaxunlearn.config import DataConfig, Experiment
 from jaxunlearn.data import formats
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
@@ -90,7 +90,7 @@ def unlearn(
         },
         where="unlearn",
     )
-    chosen = registry.resolve(MethodConfig(name=method, hyper=hyper))
+    chosen = registry.resolve(settings.method)
     forget_rows, retain_rows = read_rows(forget, "forget"), read_rows(retain, "retain")
     objective, _ = registry.objective(chosen)
     if "retain" in objective.groups and not retain_rows:

@@ -266,6 +266,8 @@ def _report(options: argparse.Namespace) -> None:
             summaries.append(json.loads(path.read_text(encoding="utf-8")))
         except ValueError as error:
             raise UserError(f"{path}: cannot be read as JSON: {error}") from None
+        if not isinstance(summaries[-1], dict) or not {"name", "models"} <= summaries[-1].keys():
+            raise UserError(f"{path}: is not the summary of a run; run it again")
     report.write_comparison(options.output, summaries)
     print(f"report: {options.output}")
 

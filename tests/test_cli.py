@@ -178,6 +178,9 @@ def test_bad_generate_options(capsys, tiny_folder):
 
 def test_report_wants_finished_runs(capsys, tmp_path):
     assert "no summary.json" in refused(capsys, "report", tmp_path)
+    for text in ("{", "[]", '{"name": "x"}'):
+        (tmp_path / "summary.json").write_text(text)
+        assert "summary.json" in refused(capsys, "report", tmp_path)
 
 
 @pytest.mark.slow
@@ -186,7 +189,7 @@ def test_a_run_from_start_to_end(capsys, small, tmp_path):
     status, out, err = run(capsys, "run", small)
     assert status == 0, err
     place = tmp_path / "runs" / "small"
-    for name in ("target", "retrained", "grad_diff" if "grad_diff" in out else "npo", "npo"):
+    for name in ("target", "retrained", "npo"):
         assert name in out
     summary = json.loads((place / "summary.json").read_text())
     assert list(summary["models"])[:2] == ["target", "retrained"]
