@@ -12,7 +12,7 @@ from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import suite
 from jaxunlearn.methods import registry
-from jaxunlearn.models import checkpoint_hf
+from jaxunlearn.models import checkpoint_hf, peft_adapter
 from jaxunlearn.models.checkpoint_hf import load_model as load
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.unlearning import need_tokenizer, unlearn_rows
@@ -44,7 +44,7 @@ class Result:
         Raises:
           UserError: the run trained no adapter, or the folder is already there.
         """
-        return checkpoint_hf.export_adapter(self.model, folder, base=base)
+        return peft_adapter.export_adapter(self.model, folder, base=base)
 
 
 def unlearn(

@@ -119,6 +119,13 @@ class AdapterConfig:
 
     rank: Count = 8
     alpha: Positive = 16.0
+    rslora: bool = False
+    """Rank-stabilised: the scale is alpha / sqrt(rank)."""
+
+    @property
+    def scale(self) -> float:
+        """What the branch is multiplied by."""
+        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclass(frozen=True, config=_STRICT)

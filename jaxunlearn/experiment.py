@@ -19,9 +19,10 @@ from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
-from jaxunlearn.models.checkpoint_hf import export_adapter, export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.transformer import DecoderConfig
+from jaxunlearn.models.peft_adapter import export_adapter
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.training.loop import split_params, train
@@ -330,29 +331,27 @@ def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
         return dataclasses.replace(model, config=config)
     texts = tokens.all_texts(data, template=experiment.data.template)
     tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
-    config = DecoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=settings.hidden_size,
-        intermediate_size=settings.intermediate_size,
-        num_layers=settings.num_layers,
-        num_heads=settings.num_heads,
-        num_kv_heads=settings.num_kv_heads,
-        head_dim=settings.hidden_size // settings.num_heads,
-        max_positions=SCRATCH_POSITIONS,
-        tie_embeddings=True,
-        remat=settings.remat,
-    )
-    ids = {
+    hf_config = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": settings.hidden_size,
+        "intermediate_size": settings.intermediate_size,
+        "num_hidden_layers": settings.num_layers,
+        "num_attention_heads": settings.num_heads,
+        "num_key_value_heads": settings.num_kv_heads,
+        "max_position_embeddings": SCRATCH_POSITIONS,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    return LanguageModel(
-        config=config,
-        params=transformer.init_params(config, jax.random.key(experiment.seed)),
-        tokenizer=tokenizer,
-        hf_config={"model_type": "llama", **ids},
-    )
+    config = read_config(hf_config, "the config of a new model")
+    config = dataclasses.replace(config, remat=settings.remat)
+    params = transformer.init_params(config, jax.random.key(experiment.seed))
+    return LanguageModel(config, params, tokenizer, hf_config=hf_config)
 
 
 def _samples(sets: dict[str, EvalSet], evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:

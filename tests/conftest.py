@@ -15,8 +15,8 @@ import pytest
 
 from jaxunlearn.data import synthetic, tokens
 from jaxunlearn.models import transformer
+from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.transformer import DecoderConfig
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TEMPLATE = "Question: {question}\nAnswer:"
@@ -49,20 +49,24 @@ def tokenizer(world):
 @pytest.fixture(scope="session")
 def tiny(tokenizer):
     """Two layers with grouped-query attention and an untied head; random weights."""
-    config = DecoderConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=48,
-        num_layers=2,
-        num_heads=4,
-        num_kv_heads=2,
-        head_dim=8,
-        max_positions=128,
-    )
+    hf_config = {
+        "model_type": "llama",
+        "vocab_size": len(tokenizer),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 128,
+        "rms_norm_eps": 1e-5,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+    }
+    config = read_config(hf_config, "tiny")
     # Larger than at the start of a training, so that no two predictions are alike by accident.
     params = jax.tree.map(lambda x: x * 4, transformer.init_params(config, jax.random.key(1)))
-    ids = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    return LanguageModel(config, params, tokenizer, hf_config={"model_type": "llama", **ids})
+    return LanguageModel(config, params, tokenizer, hf_config=hf_config)
 
 
 @pytest.fixture(scope="session")

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import lora, transformer
-from jaxunlearn.models.checkpoint_hf import export_adapter, export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model, load_model
 from jaxunlearn.models.generate import generate
+from jaxunlearn.models.peft_adapter import export_adapter
 
 torch = pytest.importorskip("torch", reason="the test extra brings torch on Python 3.11")
 from transformers import AutoModelForCausalLM  # noqa: E402
@@ -154,7 +155,7 @@ def test_adapter_loads_in_peft(ours, stories260k, tmp_path):
     factors = jax.tree.map(
         lambda x: x + 0.02 * jax.random.normal(jax.random.key(1), x.shape), factors
     )
-    model = dataclasses.replace(ours, adapter=lora.Adapter(factors, 4, 6.0))
+    model = dataclasses.replace(ours, adapter=lora.Adapter(factors, 1.5))
     out = export_adapter(model, tmp_path / "adapter", base=stories260k)
     theirs = peft.PeftModel.from_pretrained(torch_model(stories260k), out).eval()
     ids = np.random.default_rng(0).integers(3, 500, (2, 60))

@@ -1,8 +1,11 @@
 """Text to token tables: chat template or plain template, answer mask, padding.
 
 A row is the tokens of its prompt followed by the tokens of its answer, and the tokens of the prompt
-are exactly those that generation starts from. Prompt and answer are encoded as one text; where the
-tokenizer merges across the border between them, they are encoded apart and joined.
+are exactly those that generation starts from. Prompt and answer are encoded as one text; where a
+token reaches across the border between them, they are encoded apart and joined.
+
+In a rendered chat the answer is what lies between the generation prompt and the text that the
+template puts after every answer. The token that ends the turn is added to it, and nothing else.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,6 +26,9 @@ WIDTH_STEP = 16
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """A batch is cut to the smallest of these that holds its longest row: few shapes, few pads."""
+
+TODAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
+"""Put before a chat template, so that its rows do not change from day to day. Llama's own date."""
 
 BYTE_ALPHABET = 256
 _SPECIAL = ("<pad>", "<s>", "</s>")
@@ -58,7 +64,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     """The tokenizer of a Hugging Face folder; nothing is downloaded or executed.
 
     Raises:
-      UserError: when the folder has no tokenizer, or one that cannot be read.
+      UserError: when the folder has no tokenizer, or one that cannot be read or is not a fast one.
     """
     folder = Path(folder)
     if not any((folder / name).is_file() for name in _FILES):
@@ -69,12 +75,17 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many kinds
-        fault = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{folder}: the tokenizer cannot be read ({fault})") from None
+        raise UserError(f"{folder}: the tokenizer cannot be read ({_one_line(error)})") from None
+    if not tokenizer.is_fast:
+        raise UserError(
+            f"{folder}: {type(tokenizer).__name__} does not say where in the text a token lies, as"
+            " fast tokenizers do; copy a tokenizer.json of the model into this folder"
+        )
+    return tokenizer
 
 
 def encode(
@@ -99,7 +110,7 @@ def encode(
       width: T of the table; default: the longest row, rounded up to a multiple of WIDTH_STEP.
 
     Raises:
-      UserError: when the chat template renders an answer that does not follow its own prompt.
+      UserError: when the chat template fails, or an answer does not follow its own prompt.
       ValueError: when a kept row is longer than `width`.
     """
     rows = _split_rows(tokenizer, pairs, template)
@@ -128,16 +139,16 @@ def batch_width(longest: int, width: int) -> int:
 def prompt_tokens(tokenizer: "Tokenizer", question: str, *, template: str) -> list[int]:
     """What generation starts from: exactly the first tokens of the row that `encode` makes."""
     text = _prompt_text(tokenizer, question, template)
-    return _encode_texts(tokenizer, [text], [_is_chat(tokenizer, question)])[0]
+    ((prompt, _),) = _encode_texts(tokenizer, [text], [_is_chat(tokenizer, question)])
+    return prompt
 
 
 def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """The tokens that end an answer: end of text and, with a chat template, end of turn."""
-    stops = set() if tokenizer.eos_token_id is None else {tokenizer.eos_token_id}
+    stops = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
-        ((_, answer),) = _split_rows(tokenizer, [("a", "b")], "{question}")
-        stops |= {answer[-1]} & _end_ids(tokenizer)
-    return tuple(sorted(stops))
+        stops.add(_after_answer(tokenizer)[1])
+    return tuple(sorted(stops - {None}))
 
 
 def all_texts(data: UnlearningData, *, template: str) -> list[str]:
@@ -198,26 +209,27 @@ def _split_rows(
 ) -> list[tuple[list[int], list[int]]]:
     """Prompt tokens and answer tokens of each pair."""
     chat = [_is_chat(tokenizer, question) for question, _ in pairs]
+    eos = tokenizer.eos_token_id
+    after, end = _after_answer(tokenizer) if any(chat) else ("", eos)
     texts = [_prompt_text(tokenizer, question, template) for question, _ in pairs]
-    rests = [_answer_text(tokenizer, *pair, text) for pair, text in zip(pairs, texts, strict=True)]
+    rests = [
+        _answer_text(tokenizer, *pair, text, after) for pair, text in zip(pairs, texts, strict=True)
+    ]
     wholes = [text + rest for text, rest in zip(texts, rests, strict=True)]
-    ends = _end_ids(tokenizer)
     rows = []
-    for prompt, whole, rest, rendered in zip(
+    for (prompt, _), (whole, stops), text, rest, rendered in zip(
         _encode_texts(tokenizer, texts, chat),
         _encode_texts(tokenizer, wholes, chat),
+        texts,
         rests,
         chat,
         strict=True,
     ):
-        joined = whole[: len(prompt)] == prompt
-        answer = whole[len(prompt) :] if joined else _encode_apart(tokenizer, rest)
-        end = next((i for i, token in enumerate(answer) if rendered and token in ends), None)
-        if end is not None:
-            answer = answer[: end + 1]
-        elif tokenizer.eos_token_id is not None:
-            answer = [*answer, tokenizer.eos_token_id]
-        rows.append((prompt, answer))
+        size = len(prompt)
+        joined = whole[:size] == prompt and max(stops[:size], default=0) <= len(text)
+        answer = whole[size:] if joined else _encode_apart(tokenizer, rest)
+        last = end if rendered else eos
+        rows.append((prompt, answer if last is None else [*answer, last]))
     return rows
 
 
@@ -227,52 +239,110 @@ def _is_chat(tokenizer: "Tokenizer", question: str) -> bool:
 
 def _prompt_text(tokenizer: "Tokenizer", question: str, template: str) -> str:
     if _is_chat(tokenizer, question):
-        return tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
-        )
+        return _render(tokenizer, question)
     return template.replace("{question}", question) if question else ""
 
 
-def _answer_text(tokenizer: "Tokenizer", question: str, answer: str, prompt: str) -> str:
-    """The text that follows the prompt."""
+def _answer_text(
+    tokenizer: "Tokenizer", question: str, answer: str, prompt: str, after: str
+) -> str:
+    """The text between the prompt and what the chat template puts after the answer."""
     if not question:
         return answer
     if not tokenizer.chat_template:
         return f" {answer}"
-    messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
-    text = tokenizer.apply_chat_template(messages, tokenize=False)
-    if not text.startswith(prompt):
+    text = _render(tokenizer, question, answer)
+    end = len(text) - len(after)
+    if not (text.startswith(prompt) and text.endswith(after) and len(prompt) <= end):
         raise UserError(
             "chat template: its generation prompt is not how its assistant turn begins, so the"
             " answer cannot be found; take chat_template out of the tokenizer's files to use"
             " data.template"
         )
-    return text[len(prompt) :]
+    return text[len(prompt) : end]
+
+
+def _render(tokenizer: "Tokenizer", question: str, answer: str | None = None) -> str:
+    """The chat template's text of a question with its answer, or up to where the answer begins."""
+    messages = [{"role": "user", "content": question}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": answer})
+    try:
+        return tokenizer.apply_chat_template(
+            messages,
+            chat_template=TODAY + tokenizer.get_chat_template(),
+            tokenize=False,
+            add_generation_prompt=answer is None,
+            enable_thinking=False,  # else some put an empty thought into the answer
+        )
+    except Exception as error:  # a template is a program, and can fail in any way
+        raise UserError(
+            f"chat template: it cannot be applied ({_one_line(error)}); take chat_template out of"
+            " the tokenizer's files to use data.template"
+        ) from None
+
+
+def _after_answer(tokenizer: "Tokenizer") -> tuple[str, int | None]:
+    """What the chat template puts after every answer, from the token that ends the turn.
+
+    Without such a token it is all of that text, and end of text ends the turn.
+    """
+    one, other = (_render(tokenizer, "a", answer) for answer in ("b", "c"))
+    differ = [i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y]
+    text = one[max(differ, default=-1) + 1 :]
+    ends = _end_ids(tokenizer)
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    for token, (start, _) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
+        if token in ends:
+            return text[start:], token
+    return text, tokenizer.eos_token_id
 
 
 def _encode_texts(
     tokenizer: "Tokenizer", texts: Sequence[str], rendered: Sequence[bool]
-) -> list[list[int]]:
-    """Tokens of each text; a rendered chat already holds its special tokens."""
-    out: list[list[int]] = [[] for _ in texts]
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens of each text, and where in it they end; a chat already holds its special tokens."""
+    out: list[tuple[list[int], list[int]]] = [([], []) for _ in texts]
     for chat in (False, True):
         chosen = [i for i, flag in enumerate(rendered) if flag == chat]
         if not chosen:
             continue
-        ids = tokenizer([texts[i] for i in chosen], add_special_tokens=not chat, verbose=False)
-        for i, tokens in zip(chosen, ids["input_ids"], strict=True):
-            # Some tokenizers close every text; a prompt must stay open.
-            closed = not chat and tokens and tokens[-1] == tokenizer.eos_token_id
-            out[i] = tokens[:-1] if closed else tokens
+        coded = _tokens_and_ends(tokenizer, [texts[i] for i in chosen], add_special_tokens=not chat)
+        for i, (tokens, ends) in zip(chosen, coded, strict=True):
+            # Some tokenizers close every text; a prompt must stay open. Their token covers no text.
+            closed = tokens and tokens[-1] == tokenizer.eos_token_id and ends[-1] == 0
+            out[i] = (tokens[:-1], ends[:-1]) if closed else (tokens, ends)
     return out
+
+
+def _tokens_and_ends(
+    tokenizer: "Tokenizer", texts: Sequence[str], *, add_special_tokens: bool
+) -> list[tuple[list[int], list[int]]]:
+    """Tokens of each text, and how many of its characters lie before the end of each."""
+    coded = tokenizer(
+        list(texts),
+        add_special_tokens=add_special_tokens,
+        return_offsets_mapping=True,
+        verbose=False,
+    )
+    return [
+        (tokens, [end for _, end in spans])
+        for tokens, spans in zip(coded["input_ids"], coded["offset_mapping"], strict=True)
+    ]
 
 
 def _encode_apart(tokenizer: "Tokenizer", rest: str) -> list[int]:
     """Tokens of a text that continues another one."""
     alone = tokenizer("b", add_special_tokens=False)["input_ids"]
     puts_space = not tokenizer.convert_ids_to_tokens(alone)[0].startswith("b")
-    text = rest.removeprefix(" ") if puts_space else rest
-    return tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    # The line break takes the space, and both are dropped.
+    before = "\n" if puts_space else ""
+    ((tokens, ends),) = _tokens_and_ends(tokenizer, [before + rest], add_special_tokens=False)
+    return [token for token, end in zip(tokens, ends, strict=True) if end > len(before)]
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _end_ids(tokenizer: "Tokenizer") -> set[int]:

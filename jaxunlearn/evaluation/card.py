@@ -1,23 +1,99 @@
 """The model card of an exported model."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import yaml
 
-def model_card(summary: dict[str, Any]) -> str:
+from jaxunlearn.evaluation import report
+from jaxunlearn.evaluation.plots import measured
+from jaxunlearn.models.hub import hub_id
+
+_LOAD = """\
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+```
+"""
+
+
+def model_card(summary: Mapping[str, Any]) -> str:
     """README.md of an exported model: what was unlearned, how, and with which numbers."""
-    config, primary = summary["config"], summary["primary"]
-    method = ", ".join(f"{key} {value}" for key, value in config["method"].items())
-    shown = ["forget_quality", "model_utility", "forget_probability", "forget_rouge"]
-    lines = ["| model | " + " | ".join(shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for label, metrics in summary["models"].items():
-        values = [metrics.get(name, {}).get("value") for name in shown]
-        cells = ["-" if value is None else f"{value:.3g}" for value in values]
-        lines.append(f"| {label} | " + " | ".join(cells) + " |")
-    data = config["data"]
-    forgotten = data["forget"] or f"{data['forget_people']} of {data['people']} invented people"
-    return (
-        f"# {summary['name']}: an unlearned model\n\n"
-        f"Start model: {config['model']['path'] or 'made by this run'}. "
-        f"Forgotten: {forgotten} ({data['format']}). Method: {method}. Seed: {config['seed']}.\n\n"
-        f"This folder is the model `{primary}`, written by jaxunlearn.\n\n"
-    ) + "".join(line + "\n" for line in lines)
+    start = summary["config"]["model"]["path"]
+    found = hub_id(start) if start else None
+    head = {
+        "library_name": "transformers",
+        **({"base_model": found[0]} if found else {}),
+        "tags": ["unlearning", "jaxunlearn"],
+    }
+    facts = [f"- **{key}**: {text}" for key, text in _facts(summary).items()]
+    notes = [f"- {_plain(note)}" for note in summary.get("notes", [])]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
+        f"# {_plain(summary['name'])}: an unlearned model",
+        _plain(report.statement(summary)),
+        "\n".join(facts),
+        "## Numbers",
+        f"The weights in this folder are those of `{summary['primary']}`. n: rows behind a value; "
+        "of model utility: the metrics it is a mean of.",
+        _table(summary["models"]),
+        *(["\n".join(notes)] if notes else []),
+        "## How to load it",
+        _LOAD,
+    ]
+    return "\n\n".join(parts)
+
+
+def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
+    """What was forgotten and how, as the config says."""
+    config, environment = summary["config"], summary.get("environment", {})
+    path, data = config["model"]["path"], config["data"]
+    forgotten = f"{data['forget_people']} of {data['people']} invented people (synthetic)"
+    if data["format"] != "synthetic":
+        place = f" in {_code(data['path'])}" if data["path"] else ""
+        forgotten = f"{_code(data['forget'])}{place} ({data['format']})"
+    rows = environment.get("data", {}).get("forget")
+    hyper = {key: value for key, value in config["method"].items() if key != "name"}
+    facts = {
+        "Start model": _code(path) if path else "made by this run",
+        "Trained first, to know the forgotten": _settings(config["finetune"]),
+        "Forgotten": f"{forgotten}, {rows}" if rows else forgotten,
+        "Method": f"{config['method']['name']} {_settings(hyper)}",
+        "Training": _settings(config["training"]),
+        "Adapter, merged into the weights": _settings(config["adapter"]),
+        "Sampling": config["sampling"]["name"],
+        "Seed": str(config["seed"]),
+        "Made with": f"jaxunlearn {environment.get('jaxunlearn', '')}".strip(),
+    }
+    return {key: text for key, text in facts.items() if text}
+
+
+def _table(models: Mapping[str, Any]) -> str:
+    """One row per metric, one column per model; n is the number of rows behind the values."""
+    keys = dict.fromkeys(key for metrics in models.values() for key in metrics)
+    lines = [["metric", "n", *models], ["---", *["---:"] * (1 + len(models))]]
+    for key in keys:
+        values = [measured(metrics, key) for metrics in models.values()]
+        entries = [metrics.get(key) or {} for metrics in models.values()]
+        counts = {e["n"]: None for e, v in zip(entries, values, strict=True) if v is not None}
+        n = " / ".join(map(str, counts)) or report.MISSING
+        name = f"{key.replace('_', ' ')} {report._arrow(key)}"
+        lines.append([name, n, *(report.format_value(key, value) for value in values)])
+    cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
+
+
+def _settings(section: Mapping[str, Any] | None) -> str:
+    """`epochs=30, batch_size=20`, empty for no section; what is not set is left out."""
+    found = {key: value for key, value in (section or {}).items() if value is not None}
+    return _code(", ".join(f"{key}={value}" for key, value in found.items())) if found else ""
+
+
+def _plain(text: Any) -> str:
+    return " ".join(str(text).split())
+
+
+def _code(text: Any) -> str:
+    return f"`{_plain(str(text).replace('`', ' '))}`"

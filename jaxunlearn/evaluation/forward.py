@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxunlearn.data.tokens import TokenTable, batch_width
 from jaxunlearn.models import transformer
-from jaxunlearn.models.transformer import DecoderConfig
+from jaxunlearn.models.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True)

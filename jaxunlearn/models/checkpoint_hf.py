@@ -1,13 +1,8 @@
-"""Hugging Face folders: import, export, and adapters in PEFT's layout.
+"""Hugging Face model folders: import and export, tensor by tensor."""
 
-Only safetensors are read: nothing in a model folder is ever executed.
-"""
-
-import contextlib
-import json
+import math
 import shutil
-import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,46 +12,95 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.models.families import Family, Weight, family_of
+from jaxunlearn.models.families import Family, family_of, read_config
+from jaxunlearn.models.folders import new_folder, read_json, write_json
+from jaxunlearn.models.hf_config import portable
+from jaxunlearn.models.hub import model_folder
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.lora import Adapter
-from jaxunlearn.models.transformer import DecoderConfig
+from jaxunlearn.models.tensor_files import DTYPES, Header, TensorFolder, write_tensors
+from jaxunlearn.models.weights import Weight, named_tensors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5 * 10**9
+Placement = Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
+"""Path and shape of a leaf of the params to where it lies."""
+
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
     "chat_template.*",
 )  # fmt: skip
+_HEADS = ("lm_head.weight", "embed_out.weight")
+_EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight", "transformer.wte.weight")
 
 
-def load_model(folder: str | Path) -> LanguageModel:
-    """Loads a Hugging Face folder, dtype kept.
+def load_model(
+    path: str | Path, *, dtype: str | None = None, placement: Placement | None = None
+) -> LanguageModel:
+    """Loads a Hugging Face model: a folder, or a Hub id such as `org/name`.
 
     A folder with an `adapter_config.json` is a PEFT adapter: its base is loaded and the adapter put
-    beside it. A folder without tokenizer files gives a model whose `tokenizer` is None.
+    beside it. A folder without tokenizer files gives a model whose `tokenizer` is None. Tensors
+    are read one at a time, straight to their final dtype and device.
+
+    Args:
+      path: folder or Hub id.
+      dtype: of the params; default: as in the file.
+      placement: sharding of each leaf; default: all on the first device.
 
     Raises:
       UserError: missing folder, no safetensors, unsupported model_type, a tensor that is missing,
-        extra or of another shape than config.json says, or a damaged file; names the place.
+        extra or of another shape or dtype than config.json says, or a damaged file; names the
+        place.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; give the path of a Hugging Face model folder")
+    folder = model_folder(path)
     if (folder / "adapter_config.json").is_file():
-        return _load_adapter(folder)
+        from jaxunlearn.models.peft_adapter import load_adapter
+
+        return load_adapter(folder, dtype=dtype, placement=placement)
+    return bare_model(folder, read_params(folder, dtype=dtype, placement=placement))
+
+
+def bare_model(folder: Path, params: Mapping[str, Any]) -> LanguageModel:
+    """Params with the config and tokenizer files of a folder."""
     hf_config = read_json(folder / "config.json")
-    where = str(folder / "config.json")
-    family = family_of(hf_config, where)
-    config = family.read_config(hf_config, where)
     generation = folder / "generation_config.json"
     return LanguageModel(
-        config=config,
-        params=_read_params(folder, family, config),
+        config=read_config(hf_config, str(folder / "config.json")),
+        params=params,
         tokenizer=read_tokenizer(folder),
         hf_config=hf_config,
         generation_config=read_json(generation) if generation.is_file() else {},
         folder=folder,
     )
+
+
+def read_params(
+    folder: Path, *, dtype: str | None = None, placement: Placement | None = None
+) -> dict[str, Any]:
+    """The params tree of a folder; every tensor of the files is used exactly once.
+
+    Beside the params, one tensor at a time is in host memory.
+
+    Raises:
+      UserError: as `load_model`.
+    """
+    where = str(folder / "config.json")
+    hf_config = read_json(folder / "config.json")
+    config, family = read_config(hf_config, where), family_of(hf_config, where)
+    table, params = family.weights(config), {}
+    with TensorFolder(folder) as files:
+        names = _check_tensors(folder, files, family, table, config.num_layers)
+        for weight in table:
+            rows = names[weight.name]
+            kept = DTYPES[files.headers[rows[0]].dtype]
+            leaves = [
+                _Leaf(path, shape, jnp.dtype(dtype or kept), placement)
+                for path, shape in weight.leaf_shapes(config.num_layers)
+            ]
+            for layer, name in enumerate(rows):
+                for leaf, part in zip(leaves, weight.split(files.read(name)), strict=True):
+                    leaf.put(layer if weight.stacked else None, part)
+            params.update({leaf.path: leaf.array() for leaf in leaves})
+    return unflatten_dict(params)
 
 
 def export_model(
@@ -65,11 +109,12 @@ def export_model(
     *,
     card: str = "",
     overwrite: bool = False,
-    max_shard_bytes: int = 5 * 2**30,
+    max_shard_bytes: int = SHARD_BYTES,
 ) -> Path:
     """Writes an ordinary Hugging Face folder; an adapter is merged first.
 
-    The folder appears complete or not at all: it is written beside its place and renamed.
+    The folder appears complete or not at all: it is written beside its place and renamed. Beside
+    the params, one tensor at a time is in host memory.
 
     Args:
       model: what is written, each tensor in its own dtype.
@@ -82,11 +127,15 @@ def export_model(
       UserError: the folder is already there and `overwrite` is false.
     """
     model = model.merged()
-    family = family_of(model.hf_config, "the model's config")
-    tensors = _tensors(model.params, family.weights(model.config))
+    flat = flatten_dict(dict(model.params))
+    table = family_of(model.hf_config, "the model's config").weights(model.config)
+    # Wide types first: no tensor then begins off its own alignment.
+    table = sorted(table, key=lambda weight: -flat[weight.parts[0][0]].dtype.itemsize)
+    headers = list(_headers(table, flat, model.config.num_layers))
     with new_folder(Path(folder), overwrite) as out:
         write_side_files(model, out)
-        _write_shards(out, tensors, max_shard_bytes)
+        tensors = (tensor for _, tensor in named_tensors(table, model.params))
+        write_tensors(out, headers, tensors, max_shard_bytes)
         if card:
             (out / "README.md").write_text(card, encoding="utf-8")
     return Path(folder)
@@ -97,8 +146,7 @@ def write_side_files(model: LanguageModel, out: Path) -> None:
     family = family_of(model.hf_config, "the model's config")
     dtype = str(model.params["embed"]["embedding"].dtype)
     hf_config = {
-        **model.hf_config,
-        **family.write_config(model.config),
+        **portable(model.hf_config),
         "architectures": [family.architecture],
         # transformers 4 reads torch_dtype, transformers 5 reads dtype.
         "torch_dtype": dtype,
@@ -108,246 +156,7 @@ def write_side_files(model: LanguageModel, out: Path) -> None:
     generation = model.generation_config or {k: v for k, v in ids.items() if v is not None}
     write_json(out / "config.json", hf_config)
     write_json(out / "generation_config.json", generation)
-    _write_tokenizer(model, out)
-
-
-def export_adapter(
-    model: LanguageModel, folder: str | Path, *, base: str | Path, overwrite: bool = False
-) -> Path:
-    """Writes the model's adapter in PEFT's layout, on top of the base model at `base`.
-
-    Raises:
-      UserError: the model has no adapter, or the folder is already there.
-    """
-    if model.adapter is None:
-        raise UserError(f"{folder}: the model has no adapter to export; train one with `adapter:`")
-    from safetensors.numpy import save_file
-
-    family = family_of(model.hf_config, "the model's config")
-    flat = flatten_dict(jax.device_get(model.adapter.factors))
-    tensors, targets = {}, set()
-    for weight in family.weights(model.config):
-        path = weight.path[:-1]
-        if weight.path[-1] != "kernel" or (*path, "a") not in flat:
-            continue
-        module = weight.name.removesuffix(".weight")
-        targets.add(module.rpartition(".")[2])
-        for layer in range(model.config.num_layers):
-            name = f"base_model.model.{module.format(layer=layer)}"
-            for factor, suffix in (("a", "lora_A"), ("b", "lora_B")):
-                matrix = flat[(*path, factor)][layer].T
-                tensors[f"{name}.{suffix}.weight"] = np.ascontiguousarray(matrix)
-    adapter_config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base),
-        "r": model.adapter.rank,
-        "lora_alpha": model.adapter.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": sorted(targets),
-        "inference_mode": True,
-    }
-    with new_folder(Path(folder), overwrite) as out:
-        write_json(out / "adapter_config.json", adapter_config)
-        save_file(tensors, out / "adapter_model.safetensors", metadata={"format": "pt"})
-        _write_tokenizer(model, out)
-    return Path(folder)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-      UserError: the file is missing or is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(
-            f"{path.parent}: {path.name} is missing; this is not a complete model folder"
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object")
-    return value
-
-
-def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Writes indented JSON."""
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _read_params(folder: Path, family: Family, config: DecoderConfig) -> dict[str, Any]:
-    """Every tensor of the folder, exactly once, into the params tree."""
-    with contextlib.ExitStack() as stack:
-        source = _open_tensors(folder, stack)
-        flat = {
-            weight.path: _read_weight(folder, source, weight, config.num_layers)
-            for weight in family.weights(config)
-        }
-        _check_leftovers(folder, source, family, flat)
-    return unflatten_dict({path: jnp.asarray(value) for path, value in flat.items()})
-
-
-def _open_tensors(folder: Path, stack: contextlib.ExitStack) -> dict[str, Any]:
-    """Tensor name to its open safetensors file; entries are taken out as they are used."""
-    from safetensors import SafetensorError, safe_open
-
-    source: dict[str, Any] = {}
-    for path in _weight_files(folder):
-        try:
-            handle = stack.enter_context(safe_open(path, framework="numpy"))
-        except (SafetensorError, OSError) as error:
-            raise UserError(
-                f"{path}: damaged or truncated safetensors file ({error}); fetch it again"
-            ) from None
-        for name in handle.keys():
-            if name in source:
-                raise UserError(f"{path}: tensor {name} is also in another shard")
-            source[name] = handle
-    return source
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    if index.is_file():
-        names = sorted(set(read_json(index).get("weight_map", {}).values()))
-        for name in names:
-            if Path(name).name != name:
-                raise UserError(f"{index}: shard {name!r} points outside the folder; refused")
-            if not (folder / name).is_file():
-                raise UserError(f"{index}: shard {name} is missing; fetch the folder again")
-        return [folder / name for name in names]
-    if (folder / SINGLE).is_file():
-        return [folder / SINGLE]
-    pickles = sorted(p.name for ending in ("*.bin", "*.pt", "*.pth") for p in folder.glob(ending))
-    found = f"only a pickle ({pickles[0]}), which is never opened" if pickles else "no weights"
-    raise UserError(
-        f"{folder}: holds {found}; {SINGLE} is needed: save the model again with "
-        "safe_serialization=True"
-    )
-
-
-def _read_weight(folder: Path, source: dict[str, Any], weight: Weight, layers: int) -> np.ndarray:
-    """One leaf of the params, from its tensor or from the tensors of all layers."""
-    if not weight.stacked:
-        return _take(folder, source, weight.name, weight)
-    names = [weight.name.format(layer=layer) for layer in range(layers)]
-    arrays = [_take(folder, source, name, weight) for name in names]
-    mixed = [n for n, a in zip(names, arrays, strict=True) if a.dtype != arrays[0].dtype]
-    if mixed:
-        raise UserError(f"{folder}: tensor {mixed[0]} has another dtype than {names[0]}")
-    return np.stack(arrays)
-
-
-def _take(folder: Path, source: dict[str, Any], name: str, weight: Weight) -> np.ndarray:
-    """Reads one tensor and marks it as used."""
-    if name not in source:
-        raise UserError(f"{folder}: tensor {name} is missing from the weights")
-    array = source.pop(name).get_tensor(name)
-    if array.shape != weight.shape:
-        raise UserError(
-            f"{folder}: tensor {name} has shape {list(array.shape)}, "
-            f"config.json asks for {list(weight.shape)}"
-        )
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f"{folder}: tensor {name} holds {array.dtype}, not floating-point numbers")
-    return array.T if weight.transpose else array
-
-
-def _check_leftovers(
-    folder: Path, source: Mapping[str, Any], family: Family, flat: Mapping[tuple[str, ...], Any]
-) -> None:
-    """What the table did not use: nothing, or what is known to be redundant."""
-    for name, handle in source.items():
-        if name.endswith(family.ignored):
-            continue
-        if name == "lm_head.weight":  # a tied head that was written out all the same
-            if np.array_equal(handle.get_tensor(name), flat[("embed", "embedding")]):
-                continue
-            raise UserError(
-                f"{folder}: lm_head.weight differs from the embedding although config.json says "
-                "tie_word_embeddings; set it to false"
-            )
-        raise UserError(f"{folder}: tensor {name} has no place in this model; nothing was loaded")
-
-
-def _tensors(params: Mapping[str, Any], table: tuple[Weight, ...]) -> dict[str, np.ndarray]:
-    """The params under the file's names and in the file's layout."""
-    flat = flatten_dict(params)
-    tensors = {}
-    for weight in table:
-        value = np.asarray(jax.device_get(flat[weight.path]))
-        layers = value if weight.stacked else value[None]
-        for number, layer in enumerate(layers):
-            name = weight.name.format(layer=number)
-            tensors[name] = np.ascontiguousarray(layer.T if weight.transpose else layer)
-    return tensors
-
-
-def _write_shards(folder: Path, tensors: Mapping[str, np.ndarray], limit: int) -> None:
-    from safetensors.numpy import save_file
-
-    shards: list[dict[str, np.ndarray]] = [{}]
-    size = 0
-    for name, value in tensors.items():
-        if shards[-1] and size + value.nbytes > limit:
-            shards.append({})
-            size = 0
-        shards[-1][name] = value
-        size += value.nbytes
-    if len(shards) == 1:
-        save_file(shards[0], folder / SINGLE, metadata={"format": "pt"})
-        return
-    weight_map = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(value.nbytes for value in tensors.values())
-    write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def _load_adapter(folder: Path) -> LanguageModel:
-    """A PEFT LoRA folder onto its base."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    settings = read_json(folder / "adapter_config.json")
-    where = folder / "adapter_config.json"
-    unsupported = {"peft_type": "LORA", "bias": "none", "use_rslora": False, "use_dora": False}
-    for key, allowed in unsupported.items():
-        if settings.get(key, allowed) != allowed:
-            raise UserError(f"{where}: {key} {settings[key]!r} is not supported; only {allowed!r}")
-    for key in ("rank_pattern", "alpha_pattern", "modules_to_save"):
-        if settings.get(key):
-            raise UserError(f"{where}: {key} is not supported; train the adapter without it")
-    base = load_model(settings.get("base_model_name_or_path") or "")
-    file = folder / "adapter_model.safetensors"
-    try:
-        source = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{file}: cannot be read ({error}); only safetensors are read") from None
-    factors = {}
-    for weight in family_of(base.hf_config, str(where)).weights(base.config):
-        module = weight.name.removesuffix(".weight")
-        for factor, suffix in (("a", "lora_A"), ("b", "lora_B")):
-            names = [
-                f"base_model.model.{module.format(layer=layer)}.{suffix}.weight"
-                for layer in range(base.config.num_layers)
-            ]
-            if weight.path[-1] == "kernel" and names[0] in source:
-                missing = [name for name in names if name not in source]
-                if missing:
-                    raise UserError(f"{file}: tensor {missing[0]} is missing")
-                layers = np.stack([source.pop(name).T for name in names])
-                factors[(*weight.path[:-1], factor)] = jnp.asarray(layers)
-    if source:
-        raise UserError(f"{file}: tensor {min(source)} has no place in the base model")
-    adapter = Adapter(unflatten_dict(factors), settings["r"], settings["lora_alpha"])
-    return LanguageModel(**{**base.__dict__, "adapter": adapter})
+    write_tokenizer(model, out)
 
 
 def read_tokenizer(folder: Path) -> Any:
@@ -359,7 +168,8 @@ def read_tokenizer(folder: Path) -> Any:
     return load_tokenizer(folder)
 
 
-def _write_tokenizer(model: LanguageModel, out: Path) -> None:
+def write_tokenizer(model: LanguageModel, out: Path) -> None:
+    """Writes the tokenizer as its files were, chat template included."""
     if model.folder is not None:
         for pattern in _TOKENIZER_FILES:
             for file in model.folder.glob(pattern):
@@ -368,22 +178,123 @@ def _write_tokenizer(model: LanguageModel, out: Path) -> None:
         model.tokenizer.save_pretrained(out)
 
 
-@contextlib.contextmanager
-def new_folder(folder: Path, overwrite: bool) -> Iterator[Path]:
-    """A temporary folder that takes its final name only when the block ends well."""
-    if folder.exists() and not overwrite:
-        raise UserError(f"{folder}: already there; choose another folder or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if folder.exists():
-            old = temporary.with_suffix(".old")
-            folder.rename(old)
-            temporary.rename(folder)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def _headers(table: Sequence[Weight], flat: Mapping, num_layers: int) -> Iterator[Header]:
+    codes = {dtype: code for code, dtype in DTYPES.items()}
+    for weight in table:
+        code = codes[flat[weight.parts[0][0]].dtype]
+        for name in weight.names(num_layers):
+            yield Header(name, weight.shape, code)
+
+
+def _check_tensors(
+    folder: Path, files: TensorFolder, family: Family, table: Sequence[Weight], num_layers: int
+) -> dict[str, list[str]]:
+    """The names in the files of each row of the table, once all is known to fit."""
+    left = dict(files.headers)
+    names = {}
+    for weight in table:
+        rows = weight.names(num_layers)
+        short = [name.removeprefix(family.prefix) for name in rows]
+        rows = short if short[0] in left else rows
+        for name in rows:
+            if name not in left:
+                raise UserError(f"{folder}: tensor {name} is missing from the weights")
+            _check_header(folder, left.pop(name), weight, files.headers[rows[0]])
+        names[weight.name] = rows
+    _check_leftovers(folder, files, family, list(left), names)
+    return names
+
+
+def _check_header(folder: Path, header: Header, weight: Weight, first: Header) -> None:
+    if header.shape != weight.shape:
+        raise UserError(
+            f"{folder}: tensor {header.name} has shape {list(header.shape)}, "
+            f"config.json asks for {list(weight.shape)}"
+        )
+    if header.dtype not in DTYPES:
+        raise UserError(
+            f"{folder}: tensor {header.name} holds {header.dtype}, not one of {', '.join(DTYPES)}"
+        )
+    if header.dtype != first.dtype:
+        raise UserError(
+            f"{folder}: tensor {header.name} holds {header.dtype}, but {first.name} holds "
+            f"{first.dtype}; all layers must have one dtype"
+        )
+
+
+def _check_leftovers(
+    folder: Path,
+    files: TensorFolder,
+    family: Family,
+    left: Sequence[str],
+    names: Mapping[str, Sequence[str]],
+) -> None:
+    """What the table did not use: nothing, or what is known to be redundant."""
+    for name in left:
+        if name.endswith(family.ignored):
+            continue
+        if name not in _HEADS:
+            raise UserError(
+                f"{folder}: tensor {name} has no place in this model; nothing was loaded"
+            )
+        # A tied head that was written out all the same.
+        (embedding,) = next(n for key, n in names.items() if key in _EMBEDDINGS)
+        if not np.array_equal(files.read(name), files.read(embedding)):
+            raise UserError(
+                f"{folder}: {name} differs from the embedding although config.json says "
+                "tie_word_embeddings; set it to false"
+            )
+
+
+class _Leaf:
+    """One leaf of the params while it is read: a buffer for each part that lies on this host."""
+
+    def __init__(
+        self,
+        path: tuple[str, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        placement: Placement | None,
+    ):
+        self.path, self.shape = path, shape
+        self.sharding = None if placement is None else placement(path, shape)
+        self.spans = {None: self._span((slice(None),) * len(shape))}
+        if self.sharding is not None:
+            places = self.sharding.addressable_devices_indices_map(shape)
+            self.spans = {device: self._span(index) for device, index in places.items()}
+        self.buffers = {
+            span: _aligned(tuple(stop - start for start, stop in span), dtype)
+            for span in set(self.spans.values())
+        }
+
+    def put(self, layer: int | None, part: np.ndarray) -> None:
+        """Fills in one layer, or the whole leaf if layers are not stacked."""
+        for span, buffer in self.buffers.items():
+            if layer is None:
+                buffer[...] = part[_slices(span)].astype(buffer.dtype, copy=False)
+            elif span[0][0] <= layer < span[0][1]:
+                inner = part[_slices(span[1:])]
+                buffer[layer - span[0][0]] = inner.astype(buffer.dtype, copy=False)
+
+    def array(self) -> jax.Array:
+        """The leaf on its devices."""
+        if self.sharding is None:
+            return jax.device_put(self.buffers[self.spans[None]])
+        shards = [jax.device_put(self.buffers[span], d) for d, span in self.spans.items()]
+        return jax.make_array_from_single_device_arrays(self.shape, self.sharding, shards)
+
+    def _span(self, index: Sequence[slice]) -> tuple[tuple[int, int], ...]:
+        return tuple(part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True))
+
+
+def _slices(span: Sequence[tuple[int, int]]) -> tuple[slice, ...]:
+    return tuple(slice(*edges) for edges in span)
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array that JAX's CPU backend takes over without a copy."""
+    alignment = 64
+    size = math.prod(shape) * dtype.itemsize
+    raw = np.empty(size + alignment, np.uint8)
+    start = -raw.ctypes.data % alignment
+    return raw[start : start + size].view(dtype).reshape(shape)

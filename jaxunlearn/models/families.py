@@ -1,7 +1,7 @@
-"""Model families: how a Hugging Face config and its tensors map onto the decoder, both ways.
+"""Model families: how a Hugging Face config and its tensors map onto the one decoder.
 
-A family is one entry of `FAMILIES`: two functions between config.json and `DecoderConfig`, and one
-table of weights that import and export share.
+A family is one entry of `FAMILIES`: a function from config.json to `DecoderConfig`, and a table of
+weights that import and export share. A new family is one more entry and one golden file.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,39 +9,31 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.models.transformer import DecoderConfig, RopeScaling
+from jaxunlearn.models import family_configs as configs
+from jaxunlearn.models import family_weights as tables
+from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.hf_config import Fields
 
-
-@dataclass(frozen=True)
-class Weight:
-    """One row of a weight table: a tensor of the file and its place in the params tree."""
-
-    name: str
-    """Tensor name; {layer} stands for the layer number of a tensor that is stacked over layers."""
-    path: tuple[str, ...]
-    """Keys into the params tree."""
-    shape: tuple[int, ...]
-    """Shape in the file, of one layer."""
-    transpose: bool = False
-    """The file holds [out, in], the params hold [in, out]."""
-
-    @property
-    def stacked(self) -> bool:
-        """Whether the params hold all layers of this weight in one array."""
-        return "{layer}" in self.name
+# What config.json files of mixture-of-experts models say.
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
 
 
 @dataclass(frozen=True)
 class Family:
     """How one Hugging Face architecture maps onto the decoder."""
 
-    model_types: tuple[str, ...]
+    model_type: str
+    """The `model_type` of config.json."""
     architecture: str
-    read_config: Callable[[Mapping[str, Any], str], DecoderConfig]
-    write_config: Callable[[DecoderConfig], dict[str, Any]]
-    weights: Callable[[DecoderConfig], tuple[Weight, ...]]
+    """The class in transformers."""
+    covers: str
+    """Released models of it, for people."""
+    read_config: Callable[[Fields], DecoderConfig]
+    weights: Callable[[DecoderConfig], tables.Table]
     ignored: tuple[str, ...] = ()
     """Tensors that old files carry and that hold nothing learned (matched by ending)."""
+    prefix: str = ""
+    """What the tensor names of some files lack at their beginning."""
 
 
 def family_of(hf_config: Mapping[str, Any], where: str) -> Family:
@@ -51,155 +43,106 @@ def family_of(hf_config: Mapping[str, Any], where: str) -> Family:
       UserError: for a `model_type` that no family accepts; lists those that are.
     """
     model_type = hf_config.get("model_type")
-    for family in FAMILIES.values():
-        if model_type in family.model_types:
-            return family
-    known = ", ".join(sorted(t for family in FAMILIES.values() for t in family.model_types))
-    raise UserError(f"{where}: model_type {model_type!r} is not supported; supported are: {known}")
-
-
-def _read_llama(hf: Mapping[str, Any], where: str) -> DecoderConfig:
-    def count(key: str, default: int | None = None) -> int:
-        value = hf.get(key)
-        value = default if value is None else value
-        if value is None:
-            raise UserError(f"{where}: {key} is missing; a Llama config.json must state it")
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UserError(f"{where}: {key} must be a whole number of 1 or more, found {value!r}")
-        return value
-
-    if hf.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{where}: hidden_act {hf['hidden_act']!r} is not supported; only silu is")
-    heads, hidden = count("num_attention_heads"), count("hidden_size")
-    kv_heads = count("num_key_value_heads", heads)
-    head_dim = count("head_dim", max(1, hidden // heads))
-    if heads % kv_heads or head_dim % 2:
+    experts = [key for key in _EXPERTS if (hf_config.get(key) or 1) != 1]
+    if experts:
         raise UserError(
-            f"{where}: num_attention_heads {heads} must be a multiple of num_key_value_heads "
-            f"{kv_heads}, and head_dim {head_dim} must be even"
+            f"{where}: {model_type} is a mixture-of-experts model ({experts[0]} "
+            f"{hf_config[experts[0]]}); only dense models are supported"
         )
-    eps = hf.get("rms_norm_eps", 1e-6)
-    if not isinstance(eps, float | int) or not 0 <= eps < 1:
-        raise UserError(f"{where}: rms_norm_eps must be a small number, found {eps!r}")
-    theta, scaling = _read_rope(hf, where)
-    return DecoderConfig(
-        vocab_size=count("vocab_size"),
-        hidden_size=hidden,
-        intermediate_size=count("intermediate_size"),
-        num_layers=count("num_hidden_layers"),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        max_positions=count("max_position_embeddings", 2048),
-        norm_eps=float(eps),
-        rope_theta=theta,
-        rope_scaling=scaling,
-        tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-        attention_bias=bool(hf.get("attention_bias", False)),
-        mlp_bias=bool(hf.get("mlp_bias", False)),
-    )
-
-
-def _read_rope(hf: Mapping[str, Any], where: str) -> tuple[float, RopeScaling | None]:
-    """RoPE base and scaling, from transformers 4 keys or transformers 5 `rope_parameters`."""
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    if not isinstance(rope, Mapping):
-        raise UserError(f"{where}: the RoPE settings must be a mapping, found {rope!r}")
-    theta = rope.get("rope_theta", hf.get("rope_theta", 10000.0))
-    if not isinstance(theta, float | int) or theta <= 0:
-        raise UserError(f"{where}: rope_theta must be a number above 0, found {theta!r}")
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return float(theta), None
-    if kind != "llama3":
+    if hf_config.get("quantization_config"):
         raise UserError(
-            f"{where}: RoPE scaling {kind!r} is not supported; supported are: default, llama3"
+            f"{where}: the weights are quantised (quantization_config); use the model in "
+            "bfloat16, float16 or float32"
         )
-    try:
-        return float(theta), RopeScaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_max_positions=int(rope["original_max_position_embeddings"]),
+    if "vision_config" in hf_config:
+        raise UserError(
+            f"{where}: {model_type} is a model of images and text; only text models are supported"
         )
-    except KeyError as missing:
-        raise UserError(f"{where}: llama3 RoPE scaling needs {missing.args[0]}") from None
-    except (TypeError, ValueError) as error:
-        raise UserError(f"{where}: llama3 RoPE scaling: {error}") from None
+    if model_type not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise UserError(
+            f"{where}: model_type {model_type!r} is not supported; supported are: {known}"
+        )
+    return FAMILIES[model_type]
 
 
-def _write_llama(config: DecoderConfig) -> dict[str, Any]:
-    """config.json keys, with RoPE in both spellings: transformers 4 ignores `rope_parameters`."""
-    scaling = config.rope_scaling and {
-        "rope_type": "llama3",
-        "factor": config.rope_scaling.factor,
-        "low_freq_factor": config.rope_scaling.low_freq_factor,
-        "high_freq_factor": config.rope_scaling.high_freq_factor,
-        "original_max_position_embeddings": config.rope_scaling.original_max_positions,
-    }
-    rope = {**(scaling or {"rope_type": "default"}), "rope_theta": config.rope_theta}
-    return {
-        "model_type": "llama",
-        "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.max_positions,
-        "rms_norm_eps": config.norm_eps,
-        "rope_theta": config.rope_theta,
-        "rope_scaling": scaling,
-        "rope_parameters": rope,
-        "hidden_act": "silu",
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_bias": config.attention_bias,
-        "mlp_bias": config.mlp_bias,
-    }
+def read_config(hf_config: Mapping[str, Any], where: str) -> DecoderConfig:
+    """The decoder that a config.json describes.
+
+    Raises:
+      UserError: unsupported model_type, a value that is missing or cannot be, or an option that is
+        not supported; names the key.
+    """
+    return family_of(hf_config, where).read_config(Fields(hf_config, where))
 
 
-def _llama_weights(config: DecoderConfig) -> tuple[Weight, ...]:
-    hidden, inner = config.hidden_size, config.intermediate_size
-    queries = config.num_heads * config.head_dim
-    keys = config.num_kv_heads * config.head_dim
-    linear = [  # module in the file, ours, out, in, bias
-        ("self_attn.q_proj", ("attention", "q"), queries, hidden, config.attention_bias),
-        ("self_attn.k_proj", ("attention", "k"), keys, hidden, config.attention_bias),
-        ("self_attn.v_proj", ("attention", "v"), keys, hidden, config.attention_bias),
-        ("self_attn.o_proj", ("attention", "o"), hidden, queries, config.attention_bias),
-        ("mlp.gate_proj", ("mlp", "gate"), inner, hidden, config.mlp_bias),
-        ("mlp.up_proj", ("mlp", "up"), inner, hidden, config.mlp_bias),
-        ("mlp.down_proj", ("mlp", "down"), hidden, inner, config.mlp_bias),
-    ]
-    layer = "model.layers.{layer}."
-    table = [
-        Weight("model.embed_tokens.weight", ("embed", "embedding"), (config.vocab_size, hidden)),
-        Weight("model.norm.weight", ("final_norm", "scale"), (hidden,)),
-    ]
-    for theirs, ours in (
-        ("input_layernorm", "attention_norm"),
-        ("post_attention_layernorm", "mlp_norm"),
-    ):
-        table.append(Weight(f"{layer}{theirs}.weight", ("layers", ours, "scale"), (hidden,)))
-    for module, path, rows, columns, bias in linear:
-        kernel = ("layers", *path, "kernel")
-        table.append(Weight(f"{layer}{module}.weight", kernel, (rows, columns), transpose=True))
-        if bias:
-            table.append(Weight(f"{layer}{module}.bias", ("layers", *path, "bias"), (rows,)))
-    if not config.tie_embeddings:
-        head = ("lm_head", "kernel")
-        table.append(Weight("lm_head.weight", head, (config.vocab_size, hidden), transpose=True))
-    return tuple(table)
-
+_OLD_ROPE = ("rotary_emb.inv_freq",)
+_OLD_MASKS = ("attention.bias", "attention.masked_bias", *_OLD_ROPE)
 
 FAMILIES: Mapping[str, Family] = {
-    "llama": Family(
-        model_types=("llama",),
-        architecture="LlamaForCausalLM",
-        read_config=_read_llama,
-        write_config=_write_llama,
-        weights=_llama_weights,
-        ignored=("rotary_emb.inv_freq",),
-    ),
+    family.model_type: family
+    for family in (
+        Family(
+            "llama",
+            "LlamaForCausalLM",
+            "Llama 1, 2, 3.x, TinyLlama, SmolLM 1 and 2",
+            configs.read_llama,
+            tables.llama_weights,
+            _OLD_ROPE,
+        ),
+        Family(
+            "mistral",
+            "MistralForCausalLM",
+            "Mistral 7B, Nemo, Small",
+            configs.read_mistral,
+            tables.llama_weights,
+        ),
+        Family(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            "Qwen 1.5, 2, 2.5",
+            configs.read_qwen2,
+            tables.llama_weights,
+        ),
+        Family("qwen3", "Qwen3ForCausalLM", "Qwen 3", configs.read_qwen3, tables.llama_weights),
+        Family("gemma", "GemmaForCausalLM", "Gemma 1", configs.read_gemma, tables.llama_weights),
+        Family(
+            "gemma2", "Gemma2ForCausalLM", "Gemma 2", configs.read_gemma2, tables.gemma2_weights
+        ),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            "Gemma 3, text only",
+            configs.read_gemma3,
+            tables.gemma2_weights,
+        ),
+        Family(
+            "phi3",
+            "Phi3ForCausalLM",
+            "Phi 3, 3.5, 4, 4 mini",
+            configs.read_phi3,
+            tables.phi3_weights,
+        ),
+        Family("olmo2", "Olmo2ForCausalLM", "OLMo 2", configs.read_olmo2, tables.olmo2_weights),
+        Family(
+            "smollm3", "SmolLM3ForCausalLM", "SmolLM 3", configs.read_smollm3, tables.llama_weights
+        ),
+        Family(
+            "gpt_neox",
+            "GPTNeoXForCausalLM",
+            "Pythia, GPT-NeoX",
+            configs.read_gpt_neox,
+            tables.gpt_neox_weights,
+            _OLD_MASKS,
+        ),
+        Family(
+            "gpt2",
+            "GPT2LMHeadModel",
+            "GPT-2",
+            configs.read_gpt2,
+            tables.gpt2_weights,
+            (".attn.bias", ".attn.masked_bias"),
+            "transformer.",
+        ),
+    )
 }

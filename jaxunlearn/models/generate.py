@@ -16,16 +16,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.errors import UserError
+from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_logits
 from jaxunlearn.models.transformer import (
     Block,
-    DecoderConfig,
+    Embedding,
     LayerCache,
+    Norm,
     Params,
-    RMSNorm,
-    embed,
     head_kernel,
-    rotary_table,
+    layer_context,
     variables,
 )
 
@@ -167,7 +167,7 @@ def _decode(
     forward = functools.partial(forward_cached, config, params, layers, starts=starts_B)
 
     def extend(progress: _Progress, hidden_BD: jax.Array, cache: list[LayerCache]) -> _Progress:
-        logits_BV = head_logits(hidden_BD, kernel_DV)
+        logits_BV = head_logits(hidden_BD, kernel_DV, config.logit_softcap)
         next_B = _pick(mode, logits_BV, draw, keys_B, progress.step)
         stopped_B = (next_B[:, None] == stop_tokens[None]).any(axis=1)
         running_B = progress.running_B & ~stopped_B
@@ -243,21 +243,19 @@ def forward_cached(
     Returns:
       (hidden [B, T, D], cache).
     """
-    slots_T = slot + jnp.arange(tokens.shape[1])
-    rotary = rotary_table(config, jnp.maximum(slots_T[None] - starts[:, None], 0))
-    keys_S = jnp.arange(cache[0].k_BKSH.shape[2])
-    mask_BTS = (keys_S[None, None] <= slots_T[None, :, None]) & (
-        keys_S[None, None] >= starts[:, None, None]
-    )
-    x_BTD = embed(config, params["embed"]["embedding"], tokens)
+    # Positions count from each row's first token; what stands before it gets a negative one.
+    positions_BT = slot + jnp.arange(tokens.shape[1])[None] - starts[:, None]
+    key_positions_BS = jnp.arange(cache[0].k_BKSH.shape[2])[None] - starts[:, None]
+    context = layer_context(config, positions_BT, key_positions_BS, positions_BT[:, -1] + 1)
+    embedding = Embedding(config)
+    x_BTD = embedding.apply({"params": params["embed"]}, tokens, jnp.maximum(positions_BT, 0))
     grown = []
-    for (layer_params, layer_lora), entry in zip(layers, cache, strict=True):
+    for layer, ((layer_params, layer_lora), entry) in enumerate(zip(layers, cache, strict=True)):
         x_BTD, entry = Block(config).apply(
-            variables(layer_params, layer_lora), x_BTD, rotary, mask_BTS, entry, slot
+            variables(layer_params, layer_lora), x_BTD, context, config.kind(layer), entry, slot
         )
         grown.append(entry)
-    norm = RMSNorm(config.norm_eps, jnp.dtype(config.dtype))
-    return norm.apply({"params": params["final_norm"]}, x_BTD), grown
+    return Norm(config).apply({"params": params["final_norm"]}, x_BTD), grown
 
 
 def _pick(

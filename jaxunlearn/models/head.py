@@ -9,16 +9,22 @@ import jax.numpy as jnp
 MOST_LOGITS = 2**27  # that `token_log_probs` holds at once: 512 MB
 
 
-def head_logits(hidden: jax.Array, kernel_DV: jax.Array) -> jax.Array:
-    """Logits of hidden states [..., D], float32 [..., V]."""
-    return jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
+def head_logits(hidden: jax.Array, kernel_DV: jax.Array, softcap: float | None = None) -> jax.Array:
+    """Logits of hidden states [..., D], float32 [..., V]; the soft-cap keeps them within +-cap."""
+    logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
+    return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
-def head_log_probs(hidden_BTD: jax.Array, kernel_DV: jax.Array, targets_BT: jax.Array) -> jax.Array:
+def head_log_probs(
+    hidden_BTD: jax.Array,
+    kernel_DV: jax.Array,
+    targets_BT: jax.Array,
+    softcap: float | None = None,
+) -> jax.Array:
     """log p(target) at every position [B, T], in parts along T where the logits would be large."""
 
     def of_part(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel_DV)
+        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel_DV, softcap)
         return _target_log_probs(logits_XV, targets.reshape(-1)).reshape(targets.shape)
 
     batch, time = targets_BT.shape

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.data import tokens
+from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.lora import Adapter, merge
-from jaxunlearn.models.transformer import DecoderConfig
 
 
 @dataclass(frozen=True)

@@ -18,16 +18,16 @@ Tree = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Adapter:
-    """LoRA factors and the numbers that scale their branch (LoRA, arXiv 2106.09685)."""
+    """LoRA factors and what their branch is multiplied by (LoRA, arXiv 2106.09685)."""
 
     factors: Tree
-    rank: int
-    alpha: float
+    scale: float
+    """alpha / rank, or alpha / sqrt(rank) for rank-stabilised LoRA (arXiv 2312.03732)."""
 
     @property
     def scaled(self) -> Tree:
-        """Factors with alpha / rank multiplied into `b`, ready for the decoder."""
-        return scale(self.factors, self.alpha / self.rank)
+        """Factors with the scale multiplied into `b`, ready for the decoder."""
+        return scale(self.factors, self.scale)
 
 
 def init(params: Tree, rank: int, *, key: jax.Array) -> Tree:

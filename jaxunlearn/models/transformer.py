@@ -10,57 +10,24 @@ passed already scaled and runs beside the frozen kernel, never merged into it.
 """
 
 import functools
-import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
+from jaxunlearn.models.rope import Rotary, rotary_table, rotate
 
 Params = dict[str, Any]
 
 
-@dataclass(frozen=True)
-class RopeScaling:
-    """Llama 3.1's stretching of rotary positions beyond the length of pretraining."""
+class Context(NamedTuple):
+    """What a kind of layer sees besides the residual stream; stacked over kinds on axis 0."""
 
-    factor: float  # by how much the low frequencies are slowed
-    low_freq_factor: float  # slower than original / this: slowed in full
-    high_freq_factor: float  # faster than original / this: left alone
-    original_max_positions: int  # length of pretraining
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """The shape of a decoder; hashable, so that it can be a static argument of ``jit``."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    max_positions: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10000.0
-    rope_scaling: RopeScaling | None = None
-    tie_embeddings: bool = False
-    attention_bias: bool = False
-    mlp_bias: bool = False
-    remat: bool = False  # recompute each layer in the backward pass instead of storing it
-    dtype: str = "float32"  # of the computation; parameters keep their own
-
-
-class Rotary(NamedTuple):
-    """Cosines and sines of every position, each [B or 1, T, H / 2] in float32."""
-
-    cos: jax.Array
-    sin: jax.Array
+    rotary: Rotary | None
+    mask_BTS: jax.Array  # [B or 1, T, S]: True where a key is seen
 
 
 class LayerCache(NamedTuple):
@@ -92,7 +59,7 @@ def logits(
     hidden_BTD = hidden_states(config, params, tokens, lora=lora)
     # Folded to rows for the same reason as in `Projection`.
     hidden_XD = hidden_BTD.reshape(-1, config.hidden_size)
-    logits_XV = head_logits(hidden_XD, head_kernel(config, params))
+    logits_XV = head_logits(hidden_XD, head_kernel(config, params), config.logit_softcap)
     return logits_XV.reshape(*tokens.shape, config.vocab_size)
 
 
@@ -115,7 +82,8 @@ def token_log_probs(
     # The last position predicts nothing and is dropped by the shift; keeping it until then leaves
     # every matrix at its aligned size.
     next_tokens = jnp.roll(tokens, -1, axis=1)
-    log_probs_BT = head_log_probs(hidden_BTD, head_kernel(config, params), next_tokens)
+    kernel_DV = head_kernel(config, params)
+    log_probs_BT = head_log_probs(hidden_BTD, kernel_DV, next_tokens, config.logit_softcap)
     return jnp.pad(log_probs_BT[:, :-1], ((0, 0), (1, 0)))
 
 
@@ -144,25 +112,25 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Hidden states of whole sequences under causal attention."""
         config = self.config
-        x_BTD = Embedding(config, name="embed")(tokens)
         positions_T = jnp.arange(tokens.shape[1])
-        rotary = rotary_table(config, positions_T[None])
-        mask_BTS = positions_T[None, None] <= positions_T[None, :, None]
+        x_BTD = Embedding(config, name="embed")(tokens, positions_T[None])
+        context = layer_context(config, positions_T[None], positions_T[None], tokens.shape[1])
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
         layers = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0},
             split_rngs={"params": True},
-            in_axes=nn.broadcast,
+            in_axes=(nn.broadcast, 0),
             length=config.num_layers,
             unroll=_unrolled(config),
         )
-        x_BTD, _ = layers(config, name="layers")(x_BTD, rotary, mask_BTS)
-        return RMSNorm(config.norm_eps, jnp.dtype(config.dtype), name="final_norm")(x_BTD)
+        kind_L = jnp.array([config.kind(layer) for layer in range(config.num_layers)])
+        x_BTD, _ = layers(config, name="layers")(x_BTD, context, kind_L)
+        return Norm(config, name="final_norm")(x_BTD)
 
 
 class Block(nn.Module):
-    """One pre-norm layer: attention, then the gated MLP, each added to the residual stream."""
+    """One layer: attention, then the MLP, each added to the residual stream."""
 
     config: DecoderConfig
 
@@ -170,24 +138,31 @@ class Block(nn.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        rotary: Rotary,
-        mask_BTS: jax.Array,
+        context: Context,
+        kind: jax.Array | int,
         cache: LayerCache | None = None,
         slot: jax.Array | None = None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """The residual stream after this layer, and its grown cache (None without one)."""
         config = self.config
-        norm = functools.partial(RMSNorm, config.norm_eps, jnp.dtype(config.dtype))
-        normed_BTD = norm(name="attention_norm")(x_BTD)
+        context = jax.tree.map(lambda stacked: stacked[kind], context)
+
+        def before(x_BTD: jax.Array, name: str) -> jax.Array:
+            return Norm(config, name=name)(x_BTD) if config.norm_before else x_BTD
+
+        def after(x_BTD: jax.Array, name: str) -> jax.Array:
+            return Norm(config, name=name)(x_BTD) if config.norm_after else x_BTD
+
         mixed_BTD, cache = Attention(config, name="attention")(
-            normed_BTD, rotary, mask_BTS, cache, slot
+            before(x_BTD, "attention_norm"), context, cache, slot
         )
-        x_BTD = x_BTD + mixed_BTD
-        return x_BTD + GatedMLP(config, name="mlp")(norm(name="mlp_norm")(x_BTD)), cache
+        added_BTD = x_BTD + after(mixed_BTD, "attention_post_norm")
+        read_BTD = before(x_BTD if config.parallel else added_BTD, "mlp_norm")
+        return added_BTD + after(MLP(config, name="mlp")(read_BTD), "mlp_post_norm"), cache
 
 
 class Attention(nn.Module):
-    """Causal attention with rotary positions and grouped key-value heads."""
+    """Causal attention with grouped key-value heads."""
 
     config: DecoderConfig
 
@@ -195,31 +170,40 @@ class Attention(nn.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        rotary: Rotary,
-        mask_BTS: jax.Array,
+        context: Context,
         cache: LayerCache | None,
         slot: jax.Array | None,
     ) -> tuple[jax.Array, LayerCache | None]:
         """Mixed values [B, T, D] and the grown cache."""
         config = self.config
-        dtype = jnp.dtype(config.dtype)
-        project = functools.partial(Projection, use_bias=config.attention_bias, dtype=dtype)
-        heads, kv_heads, size = config.num_heads, config.num_kv_heads, config.head_dim
-        q_BNTH = _split_heads(project(heads * size, name="q")(x_BTD), heads)
-        k_BKTH = _split_heads(project(kv_heads * size, name="k")(x_BTD), kv_heads)
-        v_BKSH = _split_heads(project(kv_heads * size, name="v")(x_BTD), kv_heads)
-        q_BNTH, k_BKSH = rotate(q_BNTH, rotary), rotate(k_BKTH, rotary)
+
+        def heads(name: str, count: int) -> jax.Array:
+            width = count * config.head_dim
+            x_BTX = Projection(width, config.attention_bias, config.dtype, name=name)(x_BTD)
+            normed = config.qk_norm if name != "v" else None
+            norm = functools.partial(Norm, config, name=f"{name}_norm")
+            x_BTX = norm()(x_BTX) if normed == "all" else x_BTX
+            x_BNTH = _split_heads(x_BTX, count)
+            x_BNTH = norm()(x_BNTH) if normed == "head" else x_BNTH
+            return x_BNTH if name == "v" or not context.rotary else rotate(x_BNTH, context.rotary)
+
+        q_BNTH = heads("q", config.num_heads)
+        k_BKSH, v_BKSH = heads("k", config.num_kv_heads), heads("v", config.num_kv_heads)
         if cache is not None:
             at = (0, 0, slot, 0)
             k_BKSH = jax.lax.dynamic_update_slice(cache.k_BKSH, k_BKSH, at)
             v_BKSH = jax.lax.dynamic_update_slice(cache.v_BKSH, v_BKSH, at)
             cache = LayerCache(k_BKSH, v_BKSH)
-        mixed_BTX = attend(q_BNTH, k_BKSH, v_BKSH, mask_BTS)
-        return project(config.hidden_size, name="o")(mixed_BTX), cache
+        scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
+        mixed_BTX = attend(
+            q_BNTH * scale, k_BKSH, v_BKSH, context.mask_BTS, config.attention_softcap
+        )
+        o = Projection(config.hidden_size, config.output_bias, config.dtype, name="o")
+        return o(mixed_BTX), cache
 
 
-class GatedMLP(nn.Module):
-    """SwiGLU: down(silu(gate(x)) * up(x))."""
+class MLP(nn.Module):
+    """down(act(gate(x)) * up(x)), or down(act(up(x))) without a gate."""
 
     config: DecoderConfig
 
@@ -227,12 +211,15 @@ class GatedMLP(nn.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""
         config = self.config
-        project = functools.partial(
-            Projection, use_bias=config.mlp_bias, dtype=jnp.dtype(config.dtype)
-        )
-        gate_BTF = project(config.intermediate_size, name="gate")(x_BTD)
+        project = functools.partial(Projection, use_bias=config.mlp_bias, dtype=config.dtype)
+        activate = ACTIVATIONS[config.activation]
         up_BTF = project(config.intermediate_size, name="up")(x_BTD)
-        return project(config.hidden_size, name="down")(jax.nn.silu(gate_BTF) * up_BTF)
+        if config.gated:
+            gate_BTF = project(config.intermediate_size, name="gate")(x_BTD)
+            inner_BTF = activate(gate_BTF) * up_BTF
+        else:
+            inner_BTF = activate(up_BTF)
+        return project(config.hidden_size, name="down")(inner_BTF)
 
 
 class Projection(nn.Module):
@@ -240,7 +227,7 @@ class Projection(nn.Module):
 
     features: int
     use_bias: bool
-    dtype: jnp.dtype
+    dtype: str
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -259,75 +246,104 @@ class Projection(nn.Module):
         return y.reshape(*x.shape[:-1], self.features)
 
 
-class RMSNorm(nn.Module):
-    """x / rms(x) * scale, computed in float32."""
-
-    eps: float
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
-        scale_D = self.param("scale", nn.initializers.ones, (x_BTD.shape[-1],), jnp.float32)
-        x_BTD = x_BTD.astype(jnp.float32)
-        inverse_BT1 = jax.lax.rsqrt(jnp.mean(x_BTD**2, axis=-1, keepdims=True) + self.eps)
-        return (x_BTD * inverse_BT1 * scale_D.astype(jnp.float32)[None, None]).astype(self.dtype)
-
-
-class Embedding(nn.Module):
-    """Token embeddings, [B, T] -> [B, T, D]."""
+class Norm(nn.Module):
+    """RMSNorm x / rms(x) * scale, or LayerNorm, over the last axis; computed in float32."""
 
     config: DecoderConfig
 
     @nn.compact
-    def __call__(self, tokens: jax.Array) -> jax.Array:
-        """Rows of the table in the compute dtype."""
-        shape = (self.config.vocab_size, self.config.hidden_size)
-        return embed(self.config, self.param("embedding", _normal, shape, jnp.float32), tokens)
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., width] -> the same shape."""
+        config, width = self.config, x.shape[-1:]
+        unit = nn.initializers.constant(1.0 - config.norm_offset)
+        scale = self.param("scale", unit, width, jnp.float32).astype(jnp.float32)
+        x = x.astype(jnp.float32)
+        if config.norm == "layer":
+            x = x - jnp.mean(x, axis=-1, keepdims=True)
+        x = x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + config.norm_eps)
+        axes = tuple(range(x.ndim - 1))
+        x = x * jnp.expand_dims(scale + config.norm_offset, axes)
+        if config.norm == "layer":
+            bias = self.param("bias", nn.initializers.zeros, width, jnp.float32)
+            x = x + jnp.expand_dims(bias.astype(jnp.float32), axes)
+        return x.astype(config.dtype)
+
+
+class Embedding(nn.Module):
+    """Token embeddings, and learned positions where the family has them."""
+
+    config: DecoderConfig
+
+    @nn.compact
+    def __call__(self, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Tokens [B, T] and positions [B or 1, T] -> [B, T, D] in the compute dtype."""
+        config = self.config
+        shape = (config.vocab_size, config.hidden_size)
+        x_BTD = self.param("embedding", _normal, shape, jnp.float32)[tokens].astype(config.dtype)
+        if config.embedding_scale is not None:
+            x_BTD = x_BTD * jnp.asarray(config.embedding_scale, config.dtype)
+        if config.learned_positions:
+            shape = (config.max_positions, config.hidden_size)
+            table = self.param("positions", _normal, shape, jnp.float32)
+            x_BTD = x_BTD + table[positions].astype(config.dtype)
+        return x_BTD
 
 
 _normal = nn.initializers.normal(0.02)
 
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+}
 
-def rotary_table(config: DecoderConfig, positions_BT: jax.Array) -> Rotary:
-    """Cosines and sines of positions [B or 1, T]."""
-    angles = positions_BT[..., None].astype(jnp.float32) * inverse_frequencies(config)[None, None]
-    return Rotary(jnp.cos(angles), jnp.sin(angles))
 
+def layer_context(
+    config: DecoderConfig,
+    positions_BT: jax.Array,
+    key_positions_BS: jax.Array,
+    lengths_B: jax.Array | int,
+) -> Context:
+    """Rotary tables and masks of every kind of layer, stacked on axis 0.
 
-def inverse_frequencies(config: DecoderConfig) -> np.ndarray:
-    """Angle per position of each rotated pair, float32 [H / 2].
-
-    Reference: Su et al., "RoFormer", arXiv:2104.09864; scaling as released with Llama 3.1.
+    Args:
+      config: the model's shape.
+      positions_BT: of the tokens that look, [B or 1, T].
+      key_positions_BS: of those that are looked at, [B or 1, S]; negative ones are never seen.
+      lengths_B: tokens of each text so far, [B] or one number for all.
     """
-    half = np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim
-    plain = config.rope_theta**-half
-    scaling = config.rope_scaling
-    if scaling is None:
-        return plain.astype(np.float32)
-    turns = scaling.original_max_positions * plain / (2 * math.pi)
-    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
-    kept = np.clip(kept, 0.0, 1.0)
-    return (kept * plain + (1 - kept) * plain / scaling.factor).astype(np.float32)
-
-
-def rotate(x_BNTH: jax.Array, rotary: Rotary) -> jax.Array:
-    """Rotary positions on (i, i + H/2) pairs, the layout of Hugging Face checkpoints."""
-    cos, sin = rotary.cos[:, None].astype(x_BNTH.dtype), rotary.sin[:, None].astype(x_BNTH.dtype)
-    first, second = jnp.split(x_BNTH, 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    ago_BTS = positions_BT[:, :, None] - key_positions_BS[:, None]
+    causal_BTS = (ago_BTS >= 0) & (key_positions_BS >= 0)[:, None]
+    masks = [
+        causal_BTS if kind.window is None else causal_BTS & (ago_BTS < kind.window)
+        for kind in config.kinds
+    ]
+    ropes = [kind.rope for kind in config.kinds]
+    dims = next((rope.dims or config.head_dim for rope in ropes if rope), None)
+    rotary = None
+    if dims is not None:
+        tables = [rotary_table(rope, dims, positions_BT, lengths_B) for rope in ropes]
+        rotary = jax.tree.map(lambda *parts: jnp.stack(jnp.broadcast_arrays(*parts)), *tables)
+    return Context(rotary, jnp.stack(masks))
 
 
 def attend(
-    q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array, mask_BTS: jax.Array
+    q_BNTH: jax.Array,
+    k_BKSH: jax.Array,
+    v_BKSH: jax.Array,
+    mask_BTS: jax.Array,
+    softcap: float | None = None,
 ) -> jax.Array:
-    """Softmax attention, [B, T, N * H]; the mask is [B or 1, T, S], True where a key is seen."""
+    """Softmax attention of scaled queries, [B, T, N * H]; the mask is True where a key is seen."""
     batch, heads, time, size = q_BNTH.shape
     kv_heads, keys = k_BKSH.shape[1:3]
     groups = heads // kv_heads
     # Queries that share a key head become rows of one matrix product: keys are never repeated.
-    q_BKMH = (q_BNTH * size**-0.5).reshape(batch, kv_heads, groups * time, size)
+    q_BKMH = q_BNTH.reshape(batch, kv_heads, groups * time, size)
     scores = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
+    if softcap is not None:
+        scores = softcap * jnp.tanh(scores / softcap)
     scores = scores.reshape(batch, kv_heads, groups, time, keys)
     scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
     probs = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
@@ -341,11 +357,6 @@ def _split_heads(x_BTX: jax.Array, heads: int) -> jax.Array:
     """[B, T, heads * H] -> [B, heads, T, H]."""
     batch, time, width = x_BTX.shape
     return x_BTX.reshape(batch, time, heads, width // heads).transpose(0, 2, 1, 3)
-
-
-def embed(config: DecoderConfig, embedding_VD: jax.Array, tokens: jax.Array) -> jax.Array:
-    """Rows of the table [V, D] for tokens [B, T], in the compute dtype."""
-    return embedding_VD[tokens].astype(jnp.dtype(config.dtype))
 
 
 def _unrolled(config: DecoderConfig) -> int:

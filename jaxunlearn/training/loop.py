@@ -106,7 +106,7 @@ def split_params(
         if train_only is not None:
             raise UserError("training.train_only: cannot be combined with adapter; remove one")
         factors = lora.init(model.params, adapter.rank, key=jax.random.key(seed))
-        scale = jnp.float32(adapter.alpha / adapter.rank)
+        scale = jnp.float32(adapter.scale)
         return {"lora": factors}, {"params": model.params, "lora_scale": scale}
     flat = flatten_dict(dict(model.params))
     try:
@@ -198,7 +198,7 @@ def _finished(
     model: LanguageModel, state: TrainState, adapter: AdapterConfig | None
 ) -> LanguageModel:
     if adapter is not None:
-        trained = lora.Adapter(state.trainable["lora"], adapter.rank, adapter.alpha)
+        trained = lora.Adapter(state.trainable["lora"], adapter.scale)
         return dataclasses.replace(model, adapter=trained)
     flat = dict(flatten_dict(dict(model.params)))
     for path, leaf in flatten_dict(dict(state.trainable["params"])).items():

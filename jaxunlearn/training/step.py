@@ -18,7 +18,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora, transformer
-from jaxunlearn.models.transformer import DecoderConfig
+from jaxunlearn.models.decoder_config import DecoderConfig
 
 Tree = Mapping[str, Any]
 Metrics = dict[str, jax.Array]

@@ -8,8 +8,8 @@ import pytest
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import generate as generate_module
 from jaxunlearn.models import lora, transformer
+from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.generate import Sampling, generate
-from jaxunlearn.models.transformer import DecoderConfig
 
 CONFIG = DecoderConfig(
     vocab_size=61,

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import head, lora, transformer
-from jaxunlearn.models.transformer import DecoderConfig, RopeScaling
+from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.rope import Llama3, Rope, inverse_frequencies
 
 CONFIG = DecoderConfig(
     vocab_size=61,
@@ -22,9 +23,7 @@ CONFIG = DecoderConfig(
     head_dim=8,
     max_positions=64,
 )
-SCALING = RopeScaling(
-    factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_positions=32
-)
+SCALING = Llama3(8.0, 1.0, 4.0, 32)
 
 
 logits_of = jax.jit(transformer.logits, static_argnums=0)
@@ -191,9 +190,8 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(params):
 
 
 def test_rope_scaling_slows_only_low_frequencies():
-    config = dataclasses.replace(CONFIG, head_dim=32, rope_scaling=SCALING)
-    plain = transformer.inverse_frequencies(dataclasses.replace(config, rope_scaling=None))
-    scaled = transformer.inverse_frequencies(config)
+    plain, _ = inverse_frequencies(Rope(), 32, 64)
+    scaled, _ = inverse_frequencies(Rope(scaling=SCALING), 32, 64)
     # The released code's three cases, one frequency at a time.
     for before, after in zip(plain, scaled, strict=True):
         wavelength = 2 * np.pi / before
