@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         return sub
 
     config_help = "YAML file; left out: the built-in quickstart"
+    model_help = "Hugging Face folder, Hub id (org/name), PEFT adapter folder, or run folder"
     sub = command("run", _run, "prepare, unlearn, evaluate, report, export")
     sub.add_argument("config", nargs="?", help=config_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
@@ -67,13 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("config", nargs="?", help=config_help)
 
     sub = command("evaluate", _evaluate, "score a model on a config's data")
-    sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
+    sub.add_argument("model", help=model_help)
     own_help = "YAML file; left out: the run folder's own config, else the built-in quickstart"
     sub.add_argument("config", nargs="?", help=own_help)
     sub.add_argument("--json", metavar="FILE", help="write the numbers to a file")
 
     sub = command("generate", _generate, "continue a prompt")
-    sub.add_argument("model", help="Hugging Face folder, PEFT adapter folder, or run folder")
+    sub.add_argument("model", help=model_help)
     text = sub.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="text to continue")
     text.add_argument("--question", help="question to answer, put into the model's prompt template")
@@ -84,8 +85,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
 
     sub = command("convert", _convert, "Hugging Face folder to Orbax and back; adapters are merged")
-    sub.add_argument("source", help="Hugging Face, PEFT adapter or Orbax folder")
+    sub.add_argument("source", help=f"{model_help}, or Orbax folder")
     sub.add_argument("destination", help="new folder")
+    dtypes = ("float32", "bfloat16", "float16")
+    sub.add_argument("--dtype", choices=dtypes, help="of the weights; default: as they are")
+    sub.add_argument("--max-shard-gb", type=float, default=5.0, metavar="GB", help="default 5")
 
     sub = command("report", _report, "compare finished runs on one page")
     sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
@@ -93,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("methods", _methods, "list methods, their hyper-parameters and sources")
     command("samplers", _samplers, "list samplers")
-    command("families", _families, "list model families")
+    command("families", _families, "list model families by the model_type of config.json")
     return parser
 
 
@@ -235,19 +239,23 @@ def _template(model: str) -> str:
 
 def _convert(options: argparse.Namespace) -> None:
     from jaxunlearn.models import checkpoint_orbax
-    from jaxunlearn.models.checkpoint_hf import export_model, load_model
+    from jaxunlearn.models.checkpoint_hf import export_model
 
     source, destination = Path(options.source), Path(options.destination)
+    if not options.max_shard_gb > 0:
+        raise UserError(f"--max-shard-gb: is {options.max_shard_gb}; use a number above 0")
     if destination.exists():
         raise UserError(f"{destination}: already there; choose another folder or remove it")
-    if checkpoint_orbax.is_orbax(source):
-        export_model(checkpoint_orbax.load(source), destination)
-        kind = "Hugging Face"
-    elif (source / "adapter_config.json").is_file():
-        export_model(load_model(source), destination)
-        kind = "Hugging Face, adapter merged"
+    from_orbax = checkpoint_orbax.is_orbax(source)
+    if from_orbax:
+        model = checkpoint_orbax.load(source, dtype=options.dtype)
     else:
-        checkpoint_orbax.save(_model(options.source), destination)
+        model = _model(options.source, dtype=options.dtype)
+    if from_orbax or model.adapter is not None:
+        export_model(model, destination, max_shard_bytes=int(options.max_shard_gb * 10**9))
+        kind = "Hugging Face" if from_orbax else "Hugging Face, adapter merged"
+    else:
+        checkpoint_orbax.save(model, destination)
         kind = "Orbax"
     print(f"model: {destination} ({kind})")
 
@@ -291,19 +299,19 @@ def _families(options: argparse.Namespace) -> None:
     from jaxunlearn.models.families import FAMILIES
 
     for name, family in FAMILIES.items():
-        print(f"{name:<12} model_type {', '.join(family.model_types)} ({family.architecture})")
+        print(f"{name:<12} {family.covers} ({family.architecture})")
 
 
-def _model(path: str) -> Any:
-    """A model folder, or the unlearned model of a run folder."""
+def _model(path: str, *, dtype: str | None = None) -> Any:
+    """A model folder or Hub id, or the unlearned model of a run folder."""
     from jaxunlearn.models.checkpoint_hf import load_model
 
     folder = Path(path)
     if (folder / "config.yaml").is_file():
         if not (folder / "hf").is_dir():
             raise UserError(f"{folder}: this run has not finished; run it to the end first")
-        folder = folder / "hf"
-    return load_model(folder)
+        path = str(folder / "hf")
+    return load_model(path, dtype=dtype)
 
 
 def _console() -> Any:

@@ -33,9 +33,10 @@ class ModelConfig:
     """Which model is unlearned."""
 
     path: str | None = None
-    """Hugging Face folder. Left out: a small Llama-style model is made from `size` below."""
+    """Hugging Face folder, PEFT adapter folder, or Hub id (`org/name`, `org/name@revision`). Left
+    out: a small Llama-style model is made from the sizes below."""
     retrained: str | None = None
-    """Hugging Face folder of a model that never saw the forget set, if you have one."""
+    """The same, of a model that never saw the forget set, if you have one."""
     vocab_size: Count = 1024
     """Upper bound of the tokenizer that is trained when there is no path."""
     hidden_size: Count = 128

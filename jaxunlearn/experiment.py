@@ -135,7 +135,7 @@ class _Workshop:
         self.limit = max_length(self.base, experiment)
         self._check_early()
         folder.create()
-        self.environment = folder.write_environment(self.data)
+        self.environment = folder.write_environment(self.data, self.base.folder)
 
     def _check_early(self) -> None:
         """Faults that would otherwise show only after the first training."""
@@ -240,7 +240,7 @@ class _Workshop:
         export_model(model, path / "hf", card=card, overwrite=True)
         if model.adapter is None:
             return
-        base = Path(self.experiment.model.path or "")
+        base: str | Path = self.experiment.model.path or ""
         if self.experiment.finetune is not None or target.adapter is not None:
             base = export_model(target, path / "target", overwrite=True)
         export_adapter(model, path / "adapter", base=base, overwrite=True)

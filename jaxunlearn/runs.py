@@ -70,8 +70,8 @@ class RunFolder:
         """Folder of a training stage's checkpoints."""
         return self.path / "checkpoints" / stage
 
-    def write_environment(self, data: UnlearningData) -> dict[str, Any]:
-        """Records versions, devices and data fingerprints."""
+    def write_environment(self, data: UnlearningData, model: Path | None) -> dict[str, Any]:
+        """Records versions, devices, the start model's folder and data fingerprints."""
         import jax
 
         versions = {name: _version(name) for name in _PACKAGES}
@@ -80,6 +80,8 @@ class RunFolder:
             "python": platform.python_version(),
             "platform": platform.platform(),
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            # The folder of a Hub model ends in the commit that was used.
+            **({} if model is None else {"model": str(model)}),
             "data": {
                 "forget": f"{len(data.forget)} rows, sha256 {_fingerprint(data.forget)}",
                 "retain": f"{len(data.retain)} rows, sha256 {_fingerprint(data.retain)}",

@@ -79,7 +79,7 @@ def _table(models: Mapping[str, Any]) -> str:
         entries = [metrics.get(key) or {} for metrics in models.values()]
         counts = {e["n"]: None for e, v in zip(entries, values, strict=True) if v is not None}
         n = " / ".join(map(str, counts)) or report.MISSING
-        name = f"{key.replace('_', ' ')} {report._arrow(key)}"
+        name = f"{key.replace('_', ' ')} {report.arrow(key)}"
         lines.append([name, n, *(report.format_value(key, value) for value in values)])
     cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)

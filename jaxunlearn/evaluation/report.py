@@ -52,7 +52,7 @@ def table(summary: Summary) -> "rich.table.Table":
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
     for key, header in _HEADLINE.items():
-        out.add_column(f"{header} {_arrow(key)}", justify="right", no_wrap=True)
+        out.add_column(f"{header} {arrow(key)}", justify="right", no_wrap=True)
     for model, values in summary["models"].items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
         cells = [format_value(key, measured(values, key)) for key in _HEADLINE]
@@ -216,7 +216,7 @@ def _column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
         (values.get(key) or {}).get("n") for values in models if measured(values, key) is not None
     }
     shared = counts.pop() if len(counts) == 1 else None
-    return {"key": key, "group": group, "label": label, "arrow": _arrow(key), "n": shared}
+    return {"key": key, "group": group, "label": label, "arrow": arrow(key), "n": shared}
 
 
 def _cell(column: Mapping[str, Any], values: Summary) -> dict[str, Any]:
@@ -314,7 +314,8 @@ def _distinct(names: Sequence[str]) -> list[str]:
     ]
 
 
-def _arrow(key: str) -> str:
+def arrow(key: str) -> str:
+    """The sign of the better direction; empty where neither is."""
     if key in ("forget_quality", "model_utility", "forget_truth_ratio"):
         return "↑"
     if not key.endswith(tuple(_LABELS)):

@@ -84,7 +84,10 @@ def read_rope(
     odd = sorted(set(rope) - _ROPE_KEYS - {"full_attention", "sliding_attention"})
     if odd:
         raise fields.error(f"RoPE setting {odd[0]!r} is not supported")
-    inside = Fields({**fields.values, **rope}, f"{fields.where}: RoPE")
+    # Beside the RoPE settings, this one goes before the same key within them.
+    length = "original_max_position_embeddings"
+    merged = {**fields.values, **rope, length: fields.get(length, rope.get(length))}
+    inside = Fields(merged, f"{fields.where}: RoPE")
     old_theta = fields.number("rotary_emb_base", theta)
     old_partial = fields.number("rotary_pct", partial)
     dims = int(head_dim * inside.number("partial_rotary_factor", old_partial))

@@ -334,3 +334,11 @@ def test_orbax_params_of_another_model(tiny, tmp_path):
     edit_config(tmp_path / "orbax", intermediate_size=64)
     with pytest.raises(UserError, match="layers/mlp/down/kernel has shape"):
         checkpoint_orbax.load(tmp_path / "orbax")
+
+
+@pytest.mark.parametrize(("inside", "beside", "used"), [(32, None, 32), (32, 64, 64)])
+def test_original_length_beside_the_rope_settings_goes_first(folder, inside, beside, used):
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": inside}
+    edit_config(folder, rope_parameters=rope, original_max_position_embeddings=beside)
+    scaling = load_model(folder).config.kinds[0].rope.scaling
+    assert scaling.original_max_position_embeddings == used
