@@ -200,7 +200,8 @@ def test_a_run_from_start_to_end(capsys, small, tmp_path):
     steps = [line["step"] for line in lines if line["model"] == "npo"]
     assert steps == list(range(1, len(steps) + 1))
     assert "<script" in (place / "report.html").read_text()
-    assert (place / "hf" / "README.md").read_text().startswith("# small")
+    card = (place / "hf" / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name") and "# small: an unlearned model" in card
 
     before = (place / "summary.json").read_bytes()
     status, out, _ = run(capsys, "run", small)

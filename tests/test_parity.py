@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import lora, transformer
-from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.checkpoint_hf import load_model
 from jaxunlearn.models.generate import generate
 from jaxunlearn.models.peft_adapter import export_adapter
 
 torch = pytest.importorskip("torch", reason="the test extra brings torch on Python 3.11")
 from transformers import AutoModelForCausalLM  # noqa: E402
+
+logits_of = jax.jit(transformer.logits, static_argnums=0)
+log_probs_of = jax.jit(transformer.token_log_probs, static_argnums=0)
 
 
 def torch_model(folder):
@@ -42,17 +45,17 @@ def test_reference_values(ours, stories):
     ids = ours.tokenizer(text)["input_ids"]
     assert ids == [1, 403, 407, 261, 378, 432, 383, 286, 261, 376, 298, 315, 421, 395, 317, 426]
     tokens = jnp.array([ids])
-    last = transformer.logits(ours.config, ours.params, tokens)[0, -1]
+    last = logits_of(ours.config, ours.params, tokens)[0, -1]
     assert int(last.argmax()) == 338
     np.testing.assert_allclose(last[:4], [-3.8517, 4.9812, -3.8526, -3.8520], atol=1e-4)
-    nll = -transformer.token_log_probs(ours.config, ours.params, tokens)[0, 1:].mean()
+    nll = -log_probs_of(ours.config, ours.params, tokens)[0, 1:].mean()
     np.testing.assert_allclose(nll, 0.10014, atol=1e-4)
     total, count = 0.0, 0
     for story in stories:
         ids = ours.tokenizer(story)["input_ids"][:512]
         padded = np.zeros((1, 512), np.int32)
         padded[0, : len(ids)] = ids
-        log_probs = transformer.token_log_probs(ours.config, ours.params, jnp.asarray(padded))
+        log_probs = log_probs_of(ours.config, ours.params, jnp.asarray(padded))
         total -= float(log_probs[0, 1 : len(ids)].sum())
         count += len(ids) - 1
     assert count == 32598
@@ -66,7 +69,7 @@ def test_logits_on_100_stories(ours, stories, stories260k):
         ids = ours.tokenizer(story)["input_ids"][:512]
         padded = np.zeros((1, 512), np.int32)
         padded[0, : len(ids)] = ids
-        mine = transformer.logits(ours.config, ours.params, jnp.asarray(padded))[:, : len(ids)]
+        mine = logits_of(ours.config, ours.params, jnp.asarray(padded))[:, : len(ids)]
         worst = max(worst, float(np.abs(mine - torch_logits(theirs, [ids])).max()))
     assert worst <= 1e-4
 
@@ -90,47 +93,6 @@ def test_greedy_text_of_20_ragged_prompts(ours, stories, stories260k):
     theirs = torch_model(stories260k)
     for prompt, answer in zip(prompts, mine, strict=True):
         assert answer == torch_greedy(theirs, prompt, 64, 2)
-
-
-@pytest.mark.parametrize("scaled", [False, True])
-@pytest.mark.parametrize("tied", [False, True])
-def test_export_loads_in_transformers(tiny, tmp_path, scaled, tied):
-    scaling = transformer.RopeScaling(8.0, 1.0, 4.0, 32) if scaled else None
-    config = dataclasses.replace(
-        tiny.config, rope_scaling=scaling, rope_theta=5e5, tie_embeddings=tied,
-        attention_bias=scaled, mlp_bias=tied,
-    )  # fmt: skip
-    params = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(3), x.shape),
-        transformer.init_params(config, jax.random.key(1)),
-    )
-    model = dataclasses.replace(tiny, config=config, params=params)
-    theirs = torch_model(export_model(model, tmp_path / "out"))
-    ids = np.random.default_rng(0).integers(3, 390, (3, 100))
-    mine = transformer.logits(config, params, jnp.asarray(ids))
-    np.testing.assert_allclose(mine, torch_logits(theirs, ids), atol=1e-4)
-
-
-def test_a_model_that_transformers_wrote(tmp_path):
-    from transformers import LlamaConfig
-
-    torch.manual_seed(0)
-    rope = {
-        "rope_type": "llama3", "rope_theta": 10000.0, "factor": 4.0, "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0, "original_max_position_embeddings": 32,
-    }  # fmt: skip
-    config = LlamaConfig(
-        vocab_size=99, hidden_size=64, intermediate_size=80, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=2, head_dim=24, max_position_embeddings=128,
-        rope_parameters=rope, tie_word_embeddings=True,
-    )  # fmt: skip
-    theirs = AutoModelForCausalLM.from_config(config).eval()
-    theirs.save_pretrained(tmp_path / "theirs", max_shard_size="60KB")
-    assert len(list((tmp_path / "theirs").glob("*.safetensors"))) > 1
-    mine = load_model(tmp_path / "theirs")
-    ids = np.random.default_rng(0).integers(0, 99, (2, 64))
-    logits = transformer.logits(mine.config, mine.params, jnp.asarray(ids))
-    np.testing.assert_allclose(logits, torch_logits(theirs, ids), atol=1e-4)
 
 
 def test_unlearned_model_generates_the_same_in_transformers(ours, stories260k, tmp_path):
@@ -159,8 +121,8 @@ def test_adapter_loads_in_peft(ours, stories260k, tmp_path):
     out = export_adapter(model, tmp_path / "adapter", base=stories260k)
     theirs = peft.PeftModel.from_pretrained(torch_model(stories260k), out).eval()
     ids = np.random.default_rng(0).integers(3, 500, (2, 60))
-    base = transformer.logits(ours.config, ours.params, jnp.asarray(ids))
-    mine = transformer.logits(model.config, model.params, jnp.asarray(ids), lora=model.lora)
+    base = logits_of(ours.config, ours.params, jnp.asarray(ids))
+    mine = logits_of(model.config, model.params, jnp.asarray(ids), lora=model.lora)
     assert float(jnp.abs(mine - base).max()) > 0.5
     np.testing.assert_allclose(mine, torch_logits(theirs, ids), atol=1e-4)
 
@@ -175,5 +137,5 @@ def test_adapter_that_peft_wrote(ours, stories260k, tmp_path):
     theirs.save_pretrained(tmp_path / "theirs")
     mine = load_model(tmp_path / "theirs")
     ids = np.random.default_rng(0).integers(3, 500, (2, 60))
-    logits = transformer.logits(mine.config, mine.params, jnp.asarray(ids), lora=mine.lora)
+    logits = logits_of(mine.config, mine.params, jnp.asarray(ids), lora=mine.lora)
     np.testing.assert_allclose(logits, torch_logits(theirs, ids), atol=1e-4)

@@ -99,7 +99,9 @@ def main() -> None:
         print(f"{size / 1e9:.2f} GB of bfloat16 in {len(shards)} shards")
         for stage in ("import", "export"):
             peak, seconds = result[f"{stage}_peak"], result[f"{stage}_s"]
-            print(f"{stage}: peak {peak / 1e9:.2f} GB, {peak / size:.3f} of its size, {seconds:.1f} s")
+            print(
+                f"{stage}: peak {peak / 1e9:.2f} GB, {peak / size:.3f} of its size, {seconds:.1f} s"
+            )
         print(f"exported files identical: {same}; {time.perf_counter() - started:.0f} s in all")
 
 

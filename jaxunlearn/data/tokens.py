@@ -32,7 +32,7 @@ TODAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
 
 BYTE_ALPHABET = 256
 _SPECIAL = ("<pad>", "<s>", "</s>")
-_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "spiece.model")
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
       UserError: when the folder has no tokenizer, or one that cannot be read or is not a fast one.
     """
     folder = Path(folder)
-    if not any((folder / name).is_file() for name in _FILES):
+    if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(
             f"{folder}: no tokenizer here; copy tokenizer.json and tokenizer_config.json of the"
             " model into this folder"

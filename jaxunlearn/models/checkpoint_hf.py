@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxunlearn.data import tokens
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.families import Family, family_of, read_config
 from jaxunlearn.models.folders import new_folder, read_json, write_json
@@ -161,11 +162,9 @@ def write_side_files(model: LanguageModel, out: Path) -> None:
 
 def read_tokenizer(folder: Path) -> Any:
     """The folder's tokenizer, or None when it has no tokenizer files."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+    if not any((folder / name).is_file() for name in tokens.TOKENIZER_FILES):
         return None
-    from jaxunlearn.data.tokens import load_tokenizer
-
-    return load_tokenizer(folder)
+    return tokens.load_tokenizer(folder)
 
 
 def write_tokenizer(model: LanguageModel, out: Path) -> None:
