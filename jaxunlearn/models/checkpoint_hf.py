@@ -2,7 +2,7 @@
 
 import math
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ _TOKENIZER_FILES = (
     "chat_template.*",
 )  # fmt: skip
 _HEADS = ("lm_head.weight", "embed_out.weight")
-_EMBEDDINGS = ("model.embed_tokens.weight", "gpt_neox.embed_in.weight", "transformer.wte.weight")
 
 
 def load_model(
@@ -200,7 +199,8 @@ def _check_tensors(
                 raise UserError(f"{folder}: tensor {name} is missing from the weights")
             _check_header(folder, left.pop(name), weight, files.headers[rows[0]])
         names[weight.name] = rows
-    _check_leftovers(folder, files, family, list(left), names)
+    embedding = next(w.name for w in table if w.parts[0][0] == ("embed", "embedding"))
+    _check_leftovers(folder, files, family, left, *names[embedding])
     return names
 
 
@@ -225,8 +225,8 @@ def _check_leftovers(
     folder: Path,
     files: TensorFolder,
     family: Family,
-    left: Sequence[str],
-    names: Mapping[str, Sequence[str]],
+    left: Iterable[str],
+    embedding: str,
 ) -> None:
     """What the table did not use: nothing, or what is known to be redundant."""
     for name in left:
@@ -237,7 +237,6 @@ def _check_leftovers(
                 f"{folder}: tensor {name} has no place in this model; nothing was loaded"
             )
         # A tied head that was written out all the same.
-        (embedding,) = next(n for key, n in names.items() if key in _EMBEDDINGS)
         if not np.array_equal(files.read(name), files.read(embedding)):
             raise UserError(
                 f"{folder}: {name} differs from the embedding although config.json says "
