@@ -241,8 +241,10 @@ def _convert(options: argparse.Namespace) -> None:
     from jaxunlearn.models import checkpoint_orbax
     from jaxunlearn.models.checkpoint_hf import export_model
 
+    if not options.destination.strip():
+        raise UserError("the destination is empty; give a new folder")
     source, destination = Path(options.source), Path(options.destination)
-    if not options.max_shard_gb > 0:
+    if not 0 < options.max_shard_gb < float("inf"):
         raise UserError(f"--max-shard-gb: is {options.max_shard_gb}; use a number above 0")
     if destination.exists():
         raise UserError(f"{destination}: already there; choose another folder or remove it")

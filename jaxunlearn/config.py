@@ -104,8 +104,14 @@ class TrainingConfig:
     weight_decay: NonNegative = 0.01
     clip_norm: Positive = 1.0
     """Gradients are scaled down to this global norm."""
+    optimizer: Literal["adamw", "lion", "muon", "sophia", "sophia_h", "schedule_free", "sam"] = (
+        "adamw"
+    )
+    optimizer_options: dict[str, float] = Field(default_factory=dict)
+    """Its own numbers, such as {gamma: 0.05, rho: 1, every: 10} of sophia."""
     train_only: str | None = None
-    """Regular expression over parameter paths such as layers/mlp/down/kernel; default: all."""
+    """Regular expression over parameter paths such as layers/mlp/down/kernel, or
+    layers/5/mlp/down/kernel for one layer; default: all."""
     checkpoint_every: Count = 200
     """Steps between checkpoints; the last step is always saved."""
 
@@ -131,13 +137,16 @@ class AdapterConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class MethodConfig:
-    """A method by name; in YAML every further key beside `name` is one of its hyper-parameters.
+    """A method by name; in YAML every further key but `training` is one of its hyper-parameters.
 
     `jaxunlearn methods` lists them; the method registry checks them.
     """
 
     name: str = "npo"
-    hyper: dict[str, Scalar] = Field(default_factory=dict)
+    """As listed, or path/to/file.py:function for one of your own."""
+    hyper: dict[str, Scalar | None] = Field(default_factory=dict)
+    training: dict[str, Scalar] = Field(default_factory=dict)
+    """Keys of the training section that are different for this method."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -145,6 +154,25 @@ class SamplingConfig:
     """Which forget row meets which retain row."""
 
     name: Literal["random", "cyclic"] = "random"
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StopConfig:
+    """When to end a training before its last step, because too much is lost."""
+
+    metric: Literal["retain_nll", "utility"] = "retain_nll"
+    """Mean NLL of an answer token of retain rows, or the evaluation's model utility."""
+    above: float | None = None
+    below: float | None = None
+    """Training ends once the metric is above the one or below the other."""
+    every: Count = 20
+    """Steps between two looks."""
+    action: Literal["rollback", "stop"] = "rollback"
+    """rollback: the result is the last state that was still good; stop: the one that was not."""
+
+    def __post_init__(self):
+        if (self.above is None) == (self.below is None):
+            raise ValueError("exactly one of above and below must be given")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -176,6 +204,8 @@ class Experiment:
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     adapter: AdapterConfig | None = None
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    stop: StopConfig | None = None
+    """Ends an unlearning whose retain rows suffer too much; default: never."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
@@ -217,8 +247,25 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
 def dump(experiment: Experiment) -> dict[str, Any]:
     """The resolved config as plain data; `load` of its YAML gives the same experiment."""
     tree = dataclasses.asdict(experiment)
-    flat = [{"name": m["name"], **m["hyper"]} for m in (tree["method"], *tree["baselines"])]
+    flat = [
+        {
+            "name": m["name"],
+            **m["hyper"],
+            **({"training": m["training"]} if m["training"] else {}),
+        }
+        for m in (tree["method"], *tree["baselines"])
+    ]
     return {**tree, "method": flat[0], "baselines": flat[1:]}
+
+
+def training_of(experiment: Experiment, method: MethodConfig) -> TrainingConfig:
+    """The training section with what a method changes in it.
+
+    Raises:
+      UserError: it changes a key that there is not, or to a value that cannot be.
+    """
+    tree = {**dataclasses.asdict(experiment.training), **method.training}
+    return validate(TrainingConfig, tree, where=f"method {method.name}: training")
 
 
 def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
@@ -284,8 +331,8 @@ def _nest_hyper(tree: dict[str, Any]) -> dict[str, Any]:
     def nest(method: Any) -> Any:
         if not isinstance(method, dict):
             return method
-        hyper = {k: v for k, v in method.items() if k != "name"}
-        return {**({"name": method["name"]} if "name" in method else {}), "hyper": hyper}
+        own = {k: v for k, v in method.items() if k in ("name", "training")}
+        return {**own, "hyper": {k: v for k, v in method.items() if k not in own}}
 
     tree = dict(tree)
     if "method" in tree:

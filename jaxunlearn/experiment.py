@@ -25,8 +25,16 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.peft_adapter import export_adapter
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
+from jaxunlearn.training import optimizers
 from jaxunlearn.training.loop import split_params, train
-from jaxunlearn.unlearning import batch_slots, encode_rows, max_length, need_tokenizer, unlearn_rows
+from jaxunlearn.unlearning import (
+    batch_slots,
+    check_method,
+    encode_rows,
+    max_length,
+    need_tokenizer,
+    unlearn_rows,
+)
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 SAMPLES = 8  # rows of each set whose generations the report shows
@@ -146,9 +154,13 @@ class _Workshop:
                 f"evaluation.max_new_tokens: {room} leaves no room for a question in the model's "
                 f"{positions} positions; lower it"
             )
+        for method in (*settings.baselines, settings.method):
+            check_method(self.base, method)
+            training = configs.training_of(settings, method)
+            split_params(self.base, training.train_only, settings.adapter, settings.seed)
+            optimizers.resolve_options(training.optimizer, training.optimizer_options)
         for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
             encode_rows(self.base, rows, settings, self.limit, name, self._note)
-        split_params(self.base, settings.training.train_only, settings.adapter, settings.seed)
         if settings.finetune is not None:
             split_params(self.base, settings.finetune.train_only, None, settings.seed)
         if settings.model.retrained is not None:
@@ -183,9 +195,15 @@ class _Workshop:
                     method,
                     checkpoints=self.folder.checkpoints(label),
                     on_steps=self._logger(label, stage.steps),
+                    utility=self._utility,
                     say=self._note,
                 ),
             )
+
+    def _utility(self, model: LanguageModel) -> float:
+        evaluation = _evaluate("model", model, self.data, self.experiment, self.bars)
+        value = evaluation.metrics["model_utility"]["value"]
+        return float("nan") if value is None else value
 
     def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
         """The evaluation of a model, done once per run."""

@@ -1,17 +1,33 @@
 """Rows in, unlearned model out: what the run pipeline and the Python interface share."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig, training_of
 from jaxunlearn.data import sampling, tokens
+from jaxunlearn.data.answers import other_answers, refusals
 from jaxunlearn.data.rows import Row
-from jaxunlearn.data.tokens import Encoded
+from jaxunlearn.data.tokens import Encoded, TokenTable
 from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.forward import score
+from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
+from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.training.loop import train
+from jaxunlearn.training.loop import Watch, train
+
+TEMPERATURES = (1.0, 1.0, 1.5, 2.0, 3.0)
+"""Of the draws of an invented answer; five to a question, as AltPO (arXiv 2409.13474) draws."""
+WATCHED_ROWS = 64
+"""Retain rows whose NLL `stop` watches: the first ones."""
+MOST_SHARED = 0.6
+"""ROUGE-L recall of the truth in an invented answer from which on a stranger one is looked for."""
 
 
 def unlearn_rows(
@@ -23,18 +39,26 @@ def unlearn_rows(
     *,
     checkpoints: Path | None = None,
     on_steps: Callable[..., None] | None = None,
+    utility: Callable[[LanguageModel], float] | None = None,
     say: Callable[[str], None] = print,
 ) -> LanguageModel:
-    """Unlearns rows from a model with one method; of `experiment` only the settings are used."""
-    objective, hyper = registry.objective(method)
-    limit = max_length(model, experiment)
-    groups = {"forget": forget, "retain": retain}
-    tables = {
-        name: encode_rows(model, rows, experiment, limit, name, say).table
-        for name, rows in groups.items()
-        if name in objective.groups
-    }
-    training = experiment.training
+    """Unlearns rows from a model with one method; of `experiment` only the settings are used.
+
+    Args:
+      model: it is left as it is.
+      forget: rows to forget.
+      retain: rows to keep; may be empty for methods without a retain term.
+      experiment: settings.
+      method: name and hyper-parameters.
+      checkpoints: folder to save to and to resume from.
+      on_steps: see `train`.
+      utility: the model utility, if `stop` is to watch it.
+      say: called with what the user should know.
+    """
+    check_method(model, method)
+    training = training_of(experiment, method)
+    chosen, (objective, hyper) = registry.lookup(method.name), registry.objective(method)
+    tables = _tables(model, forget, retain, experiment, method, say)
     n_forget = len(tables["forget"].tokens)
     schedule = sampling.SAMPLERS[experiment.sampling.name](
         n_forget,
@@ -43,19 +67,164 @@ def unlearn_rows(
         batch_slots(training, n_forget),
         experiment.seed,
     )
-    tables = dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
-    return train(
-        model,
-        tables,
-        {name: getattr(schedule, name) for name in tables},
-        objective,
-        hyper,
-        training,
-        adapter=experiment.adapter,
-        seed=experiment.seed,
-        checkpoints=checkpoints,
-        on_steps=on_steps,
-    )
+    # The second answer to a question goes wherever the question goes.
+    indices = {**vars(schedule), "alternative": schedule.forget}
+
+    def trained(
+        objective: registry.Objective, hyper: Mapping[str, float], **options: Any
+    ) -> LanguageModel:
+        return train(
+            model,
+            {group: tables[group] for group in objective.groups},
+            {group: indices[group] for group in objective.groups},
+            objective,
+            hyper,
+            training,
+            adapter=experiment.adapter,
+            seed=experiment.seed,
+            **options,
+        )
+
+    options: dict[str, Any] = {"checkpoints": checkpoints, "on_steps": on_steps}
+    if experiment.stop is not None:
+        options["watch"] = _watch(model, retain, experiment, utility, say)
+    if objective.needs("reinforced_logits"):
+        place = checkpoints and checkpoints.with_name(f"{checkpoints.name}_reinforced")
+        options["reinforced"] = trained(registry.REINFORCE, {}, checkpoints=place)
+    result = trained(objective, hyper, **options)
+    if chosen.finish is None:
+        return result
+    own = {name: hyper[name] for name in registry.keywords(chosen.finish)}
+    return _combined(model.merged(), result, partial(chosen.finish, **own))
+
+
+def _combined(
+    start: LanguageModel, trained: LanguageModel, finish: Callable[[Any, Any], Any]
+) -> LanguageModel:
+    """The model that a method makes of start and trained params; of an adapter, which starts at
+    nothing, it is made of the one factor that does."""
+    if trained.adapter is None:
+        return replace(trained, params=finish(start.params, trained.params))
+    flat = flatten_dict(dict(trained.adapter.factors))
+    factors = {
+        path: finish(jnp.zeros_like(leaf), leaf) if path[-1] == "b" else leaf
+        for path, leaf in flat.items()
+    }
+    return replace(trained, adapter=replace(trained.adapter, factors=unflatten_dict(factors)))
+
+
+def invented_answers(
+    model: LanguageModel, rows: Sequence[Row], experiment: Experiment
+) -> tuple[str, ...]:
+    """For each row an answer that the model draws itself and that is unlike the true one.
+
+    None is longer than the longest true answer. The question is answered once at each of
+    TEMPERATURES; the first answer that shares little with the truth is taken, else the one that
+    shares least.
+    """
+    tokenizer, template = need_tokenizer(model), experiment.data.template
+    prompts = [tokens.prompt_tokens(tokenizer, row.question, template=template) for row in rows]
+    # As long as the longest true answer: a model that never stops must not fill its positions.
+    room = max(len(tokenizer(row.answer)["input_ids"]) for row in rows)
+    room = min(room, model.config.max_positions - max(map(len, prompts)))
+    best: list[tuple[float, str]] = [(1.0, row.answer) for row in rows]
+    for number, temperature in enumerate(TEMPERATURES):
+        drawn = generate(
+            model.config,
+            model.params,
+            prompts,
+            lora=model.lora,
+            max_new_tokens=room,
+            stop_tokens=model.stop_tokens,
+            sampling=Sampling(temperature),
+            seed=experiment.seed + number,
+        )
+        texts = [text.strip() for text in tokenizer.batch_decode(drawn, skip_special_tokens=True)]
+        found = zip(rouge_l_recall(texts, [row.answer for row in rows]), texts, strict=True)
+        best = [
+            new if old[0] > MOST_SHARED and new[1] and new < old else old
+            for old, new in zip(best, found, strict=True)
+        ]
+    return tuple(text for _, text in best)
+
+
+def _watch(
+    model: LanguageModel,
+    retain: Sequence[Row],
+    experiment: Experiment,
+    utility: Callable[[LanguageModel], float] | None,
+    say: Callable[[str], None],
+) -> Watch:
+    """What ends a training early, as the config's `stop` says."""
+    stop = experiment.stop
+    if stop.metric == "utility":
+        measure = utility
+        if measure is None:
+            raise UserError("stop.metric: utility needs a run with evaluation sets; use retain_nll")
+    else:
+        limit = max_length(model, experiment)
+        table = encode_rows(model, retain[:WATCHED_ROWS], experiment, limit, "retain", say).table
+
+        def measure(now: LanguageModel) -> float:
+            found = score(now.config, now.params, table, lora=now.lora)
+            return -float(found.log_probs[found.mask].mean())
+
+    def crossed(value: float) -> bool:
+        # Not a number is worse than any bound.
+        return not (value >= stop.below if stop.above is None else value <= stop.above)
+
+    return Watch(stop.every, measure, crossed, stop.action == "rollback", say, stop.metric)
+
+
+def check_method(model: LanguageModel, method: MethodConfig) -> None:
+    """What a method asks for must be there in the model.
+
+    Raises:
+      UserError: it names a layer that the model does not have.
+    """
+    layer, layers = registry.objective(method)[0].layer, model.config.num_layers
+    if layer is not None and layer >= layers:
+        raise UserError(
+            f"method {method.name}: layer is {layer}, but the model has layers 0 to {layers - 1}"
+        )
+
+
+def _tables(
+    model: LanguageModel,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    experiment: Experiment,
+    method: MethodConfig,
+    say: Callable[[str], None],
+) -> dict[str, TokenTable]:
+    """Token tables of the groups that the method looks at, all of one width."""
+    chosen, limit = registry.lookup(method.name), max_length(model, experiment)
+    other = {
+        "refusal": lambda: refusals(forget, experiment.seed),
+        "random": lambda: other_answers(forget, experiment.seed),
+        "generated": lambda: invented_answers(model, forget, experiment),
+    }
+    answers = {"forget": chosen.answers, "alternative": chosen.alternative}
+    groups = {
+        group: [replace(row, answer=a) for row, a in zip(forget, other[kind](), strict=True)]
+        for group, kind in answers.items()
+        if kind in other
+    }
+    groups = {"forget": forget, **groups}
+    if "alternative" in groups:
+        fits = [
+            set(encode_rows(model, rows, experiment, limit, name, say).kept)
+            for name, rows in groups.items()
+        ]
+        kept = sorted(set.intersection(*fits))
+        groups = {name: [rows[i] for i in kept] for name, rows in groups.items()}
+    if "retain" in registry.objective(method)[0].groups:
+        groups["retain"] = retain
+    tables = {
+        name: encode_rows(model, rows, experiment, limit, name, say).table
+        for name, rows in groups.items()
+    }
+    return dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
 
 
 def batch_slots(training: TrainingConfig, rows: int) -> int:
@@ -75,12 +244,13 @@ def encode_rows(
     """Rows as tokens; says how many were longer than the limit and so left out.
 
     Raises:
-      UserError: no row is short enough.
+      UserError: no row is short enough, or the tokenizer is not the model's own.
     """
     pairs = [(row.question, row.answer) for row in rows]
     encoded = tokens.encode(
         need_tokenizer(model), pairs, template=experiment.data.template, max_length=limit
     )
+    tokens.check_ids(encoded.table, model.config.vocab_size)
     if encoded.left_out:
         first = rows[encoded.left_out[0]].source
         say(

@@ -125,6 +125,20 @@ def encode(
     return Encoded(_table([rows[i] for i in kept], width, _pad_id(tokenizer)), kept, left_out)
 
 
+def check_ids(table: TokenTable, vocab_size: int) -> None:
+    """Refuses tokens that a model of this vocabulary does not have.
+
+    Raises:
+      UserError: the tokenizer is not the model's own.
+    """
+    largest = int(table.tokens.max(initial=0))
+    if largest >= vocab_size:
+        raise UserError(
+            f"the tokenizer gives token id {largest}, but the model's vocabulary has ids 0 to "
+            f"{vocab_size - 1}; put the model's own tokenizer into its folder"
+        )
+
+
 def same_width(*tables: TokenTable) -> tuple[TokenTable, ...]:
     """The tables, all as wide as the widest of them."""
     width = max(table.tokens.shape[1] for table in tables)

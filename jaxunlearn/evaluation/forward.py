@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.tokens import TokenTable, batch_width
+from jaxunlearn.data.tokens import TokenTable, batch_width, check_ids
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 
@@ -47,7 +47,11 @@ def score(
       lora: scaled adapter factors, or None.
       batch_size: rows in one forward pass.
       on_rows: called with the number of rows done after each batch.
+
+    Raises:
+      UserError: a token that the model does not have.
     """
+    check_ids(table, config.vocab_size)
     n, width = table.tokens.shape
     log_probs, hits = np.zeros((n, width), np.float32), np.zeros((n, width), bool)
     order = np.argsort(table.lengths, kind="stable")

@@ -77,7 +77,8 @@ def statement(summary: Summary) -> str:
         return "Measured: " + ", ".join(models) + "."
     parts = [_change(target, ours, models.get("retrained"))]
     before, after = measured(target, "model_utility"), measured(ours, "model_utility")
-    if before and after is not None:
+    # A share of next to nothing says nothing.
+    if before and before > 0.01 and after is not None:
         parts.append(f"model utility kept {after / before:.0%} of the target's")
     told = "; ".join(part for part in parts if part)
     text = f"{primary}: {told}." if told else f"{primary} was measured."

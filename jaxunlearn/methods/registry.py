@@ -1,34 +1,57 @@
 """Method names, their terms, and their hyper-parameters.
 
-A method is a forget term, a default retain term, and the keyword parameters of the forget term.
-Adding one is a function in `losses` and a line in `METHODS`.
+A method is a forget term, a default retain term, and the keyword parameters of its functions.
+Adding one is a function in `losses` and an entry of `METHODS`; a user's own is a function in a file
+of theirs, named `path/to/file.py:function`.
 """
 
+import functools
+import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, make_dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, field, make_dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import jax
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
 from jaxunlearn.config import MethodConfig, NonNegative, validate
 from jaxunlearn.errors import UserError
-from jaxunlearn.methods import losses
+from jaxunlearn.methods import arithmetic, compat, losses
 
 Loss = Callable[..., jax.Array]
-RetainLoss = Literal["nll", "kl", "none"]
+RetainLoss = Literal["nll", "kl", "jsd", "hidden_mse", "none"]
+STATISTICS = frozenset({
+    "log_probs", "logits", "reference_logits", "reinforced_logits", "targets", "mask",
+    "seq_log_prob", "reference_seq_log_prob", "alternative_seq_log_prob",
+    "alternative_reference_seq_log_prob", "answer_length", "hidden", "reference_hidden",
+})  # fmt: skip
+"""What a loss function can take by position; `losses` says what each is."""
 
 
 @dataclass(frozen=True)
 class Method:
     """A named method: what is minimised on forget rows, and by default on retain rows."""
 
-    forget: Loss
+    forget: Loss | None
+    """None: nothing is done to the forget rows."""
     retain: RetainLoss
     summary: str
     source: str
+    answers: Literal["own", "refusal", "random"] = "own"
+    """What the forget rows answer in training: their own answer or another one."""
+    alternative: Literal["refusal", "generated"] | None = None
+    """A second answer beside each forget row's own, where the forget term compares two."""
+    rectify: Callable[..., Any] | None = None
+    """Combines the gradients of the two terms, instead of their sum."""
+    dual: Callable[..., jax.Array] | None = None
+    """The next retain weight from this one and the retain loss."""
+    finish: Callable[..., Any] | None = None
+    """The result from start and trained params, instead of the latter."""
+    defaults: Mapping[str, float] = field(default_factory=dict)
+    """Of the weights, where they are not 1."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Term:
     @property
     def hyper(self) -> tuple[str, ...]:
         """Names of the hyper-parameters the loss takes."""
-        return tuple(p.name for p in _parameters(self.loss) if p.kind is p.KEYWORD_ONLY)
+        return keywords(self.loss)
 
 
 @dataclass(frozen=True)
@@ -55,18 +78,25 @@ class Objective:
 
     name: str
     terms: tuple[Term, ...]
+    layer: int | None = None
+    """Whose output `hidden` is; None: a layer at about a fifth of the depth."""
+    rectify: Callable[..., Any] | None = None
+    dual: Callable[..., jax.Array] | None = None
 
     @property
     def groups(self) -> tuple[str, ...]:
         """The groups of rows that one update looks at."""
-        return tuple(term.group for term in self.terms)
+        groups = [term.group for term in self.terms]
+        if any(name.startswith("alternative_") for term in self.terms for name in term.needs):
+            groups.append("alternative")
+        return tuple(groups)
 
     def needs(self, statistic: str) -> bool:
         """Whether any term takes this statistic."""
         return any(statistic in term.needs for term in self.terms)
 
 
-METHODS: Mapping[str, Method] = {
+METHODS: dict[str, Method] = {
     "grad_ascent": Method(
         losses.grad_ascent, "none", "gradient ascent on the forget rows", "arXiv 2210.01504"
     ),
@@ -77,11 +107,124 @@ METHODS: Mapping[str, Method] = {
         losses.grad_ascent, "kl", "gradient ascent, with KL on retain rows", "arXiv 2401.06121"
     ),
     "npo": Method(losses.npo, "nll", "negative preference optimisation", "arXiv 2404.05868"),
+    "simnpo": Method(
+        losses.simnpo, "nll", "NPO of length-normalised sums, no reference", "arXiv 2410.07163"
+    ),
+    "dpo": Method(
+        losses.dpo, "nll", "a refusal is preferred to the answer", "arXiv 2401.06121",
+        alternative="refusal",
+    ),
+    "idk": Method(
+        losses.nll, "nll", "fine-tuning on refusals", "arXiv 2401.06121", answers="refusal"
+    ),
+    "altpo": Method(
+        losses.dpo, "nll", "an invented answer is preferred to the true one", "arXiv 2409.13474",
+        alternative="generated",
+    ),
+    "rmu": Method(
+        losses.rmu, "hidden_mse", "hidden states are steered to a random one", "arXiv 2403.03218"
+    ),
+    "undial": Method(
+        losses.undial, "none", "distillation from logits with the answer's lowered",
+        "arXiv 2402.10052",
+    ),
+    "ceu": Method(
+        losses.ceu, "none", "distillation from logits without the answer's", "arXiv 2503.01224"
+    ),
+    "wga": Method(
+        losses.wga, "nll", "gradient ascent weighted by confidence", "arXiv 2502.19301"
+    ),
+    "satimp": Method(
+        losses.satimp, "nll", "gradient ascent weighted by saturation and importance",
+        "arXiv 2505.11953", defaults={"forget_weight": 0.1},
+    ),
+    "pdu": Method(
+        losses.pdu, "nll", "flat logits, the retain NLL held by a dual variable",
+        "arXiv 2506.05314", dual=arithmetic.dual_ascent, defaults={"retain_weight": 100.0},
+    ),
+    "jensun": Method(
+        losses.jensun, "jsd", "Jensen-Shannon divergence from a refusal", "arXiv 2509.02820",
+        answers="refusal",
+    ),
+    "gru": Method(
+        losses.grad_ascent, "nll", "the forget gradient is rectified against the retain gradient",
+        "arXiv 2503.09117", rectify=arithmetic.rectify, defaults={"retain_weight": 0.0},
+    ),
+    "task_vector": Method(
+        losses.nll, "none", "what training on the forget rows adds is subtracted",
+        "arXiv 2212.04089", finish=arithmetic.negate,
+    ),
+    "whp": Method(
+        losses.whp, "none", "labels of a model that leans away from the forget rows",
+        "arXiv 2310.02238",
+    ),
+    "random_label": Method(
+        losses.nll, "nll", "fine-tuning on other rows' answers", "arXiv 2404.18239",
+        answers="random",
+    ),
+    "retain_finetune": Method(None, "nll", "fine-tuning on the retain rows", "arXiv 2401.06121"),
+}  # fmt: skip
+RETAIN_LOSSES: Mapping[str, Loss | None] = {
+    "nll": losses.nll,
+    "kl": losses.kl,
+    "jsd": losses.jsd,
+    "hidden_mse": losses.hidden_mse,
+    "none": None,
 }
-RETAIN_LOSSES: Mapping[str, Loss | None] = {"nll": losses.nll, "kl": losses.kl, "none": None}
 
 FINETUNE = Objective("finetune", (Term("train", losses.nll),))
 """Plain training: the mean NLL of the answer tokens."""
+REINFORCE = Objective("reinforced", (Term("forget", losses.nll),))
+"""Training on the forget rows, for methods that compare with what that makes of a model."""
+
+
+def method(
+    *, retain: RetainLoss = "nll", summary: str = "", source: str = "own", **options: Any
+) -> Callable[[Loss], Loss]:
+    """Registers a forget term of your own under its function's name.
+
+    Args:
+      retain: the default retain term.
+      summary: a line for `jaxunlearn methods`.
+      source: where it comes from.
+      **options: further fields of `Method`, such as answers="refusal".
+
+    Raises:
+      UserError: the name is taken, or a positional parameter names no statistic.
+    """
+
+    def register(function: Loss) -> Loss:
+        name = function.__name__
+        if name in METHODS and METHODS[name].forget is not function:
+            raise UserError(f"method {name!r} is there already; give the function another name")
+        known = Method(function, retain, summary or _first_line(function), source, **options)
+        METHODS[name] = _checked(name, known)
+        return function
+
+    return register
+
+
+def lookup(name: str) -> Method:
+    """A method by its name, or by `path/to/file.py:function`.
+
+    Raises:
+      UserError: there is none, or its file cannot be used.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    file, colon, function = name.rpartition(":")
+    if not colon or not file.endswith(".py"):
+        known = ", ".join(METHODS)
+        raise UserError(
+            f"method.name: no method {name!r}; there are: {known}; one of your own is named as "
+            "path/to/file.py:function"
+        )
+    loss = getattr(_module(Path(file).absolute()), function, None)
+    if not callable(loss):
+        raise UserError(f"method.name: {file} has no function {function!r}")
+    if function in METHODS and METHODS[function].forget is loss:
+        return METHODS[function]
+    return _checked(name, Method(loss, "nll", _first_line(loss), "own"))
 
 
 def resolve(config: MethodConfig) -> MethodConfig:
@@ -90,20 +233,25 @@ def resolve(config: MethodConfig) -> MethodConfig:
     Raises:
       UserError: unknown method or hyper-parameter (names the closest), or one out of range.
     """
-    if config.name not in METHODS:
-        raise UserError(f"method.name: no method {config.name!r}; there are: {', '.join(METHODS)}")
-    settings = validate(_schema(config.name), config.hyper, where=f"method {config.name}")
-    return MethodConfig(name=config.name, hyper=dict(vars(settings)))
+    settings = validate(_schema(config), config.hyper, where=f"method {config.name}")
+    return replace(config, hyper=dict(vars(settings)))
 
 
 def objective(config: MethodConfig) -> tuple[Objective, dict[str, float]]:
     """The terms of a method, and its numeric hyper-parameters, which the step traces."""
-    hyper = dict(resolve(config).hyper)
+    chosen, hyper = lookup(config.name), dict(resolve(config).hyper)
     retain = RETAIN_LOSSES[hyper.pop("retain_loss")]
-    terms = [Term("forget", METHODS[config.name].forget)]
-    if retain is not None:
-        terms.append(Term("retain", retain))
-    return Objective(config.name, tuple(terms)), hyper
+    theirs = hyper.pop("compat") == "open-unlearning"
+    found = {"forget": chosen.forget, "retain": retain}
+    terms = [
+        Term(group, compat.COMPAT.get(loss, loss) if theirs else loss)
+        for group, loss in found.items()
+        if loss is not None
+    ]
+    layer = hyper.pop("layer", None)
+    if chosen.rectify is not None and retain is None:
+        raise UserError(f"method {config.name}: retain_loss must not be none; the method needs it")
+    return Objective(config.name, tuple(terms), layer, chosen.rectify, chosen.dual), hyper
 
 
 def defaults(name: str) -> dict[str, Any]:
@@ -111,17 +259,76 @@ def defaults(name: str) -> dict[str, Any]:
     return dict(resolve(MethodConfig(name=name)).hyper)
 
 
-def _schema(name: str) -> type:
+def keywords(function: Callable[..., Any]) -> tuple[str, ...]:
+    """Names of the hyper-parameters that a method's function takes."""
+    return tuple(p.name for p in _parameters(function) if p.kind is p.KEYWORD_ONLY)
+
+
+def _schema(config: MethodConfig) -> type:
     """A validated dataclass of the method's hyper-parameters."""
-    own = [(p.name, p.annotation, p.default) for p in _parameters(METHODS[name].forget)]
-    own = [field for field in own if field[2] is not inspect.Parameter.empty]
-    shared = [
-        ("retain_loss", RetainLoss, METHODS[name].retain),
-        ("forget_weight", NonNegative, 1.0),
-        ("retain_weight", NonNegative, 1.0),
+    chosen, given = lookup(config.name), config.hyper
+    theirs = given.get("compat") == "open-unlearning"
+    forget = compat.COMPAT.get(chosen.forget, chosen.forget) if theirs else chosen.forget
+    functions = [f for f in (forget, chosen.rectify, chosen.dual, chosen.finish) if f is not None]
+    fields = [
+        (p.name, p.annotation, p.default)
+        for function in functions
+        for p in _parameters(function)
+        if p.kind is p.KEYWORD_ONLY
     ]
-    plain = make_dataclass(name, own + shared, frozen=True)
+    retain = RETAIN_LOSSES.get(str(given.get("retain_loss", chosen.retain)))
+    if any("hidden" in Term("", f).needs for f in (forget, retain) if f is not None):
+        fields.append(("layer", Annotated[int, Field(ge=0)] | None, None))
+    weights = {"forget_weight": 1.0, "retain_weight": 1.0, **chosen.defaults}
+    fields += [
+        ("retain_loss", RetainLoss, chosen.retain),
+        *((name, NonNegative, value) for name, value in weights.items()),
+        ("compat", Literal["paper", "open-unlearning"], "paper"),
+    ]
+    plain = make_dataclass("hyper_parameters", fields, frozen=True)
     return validated(plain, frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+
+
+def _checked(name: str, known: Method) -> Method:
+    """The method, if the update step can run it."""
+    parameters = _parameters(known.forget)
+    unknown = [
+        p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name not in STATISTICS
+    ]
+    if unknown:
+        raise UserError(
+            f"method {name}: there is no statistic {unknown[0]!r}; its positional parameters can "
+            f"be: {', '.join(sorted(STATISTICS))}"
+        )
+    for p in parameters:
+        if p.kind is p.KEYWORD_ONLY and (p.default is p.empty or p.annotation is p.empty):
+            raise UserError(
+                f"method {name}: hyper-parameter {p.name!r} needs a type and a default, as in "
+                f"{p.name}: float = 1.0"
+            )
+    return known
+
+
+@functools.cache
+def _module(file: Path) -> Any:
+    """A user's file as a module, run once."""
+    if not file.is_file():
+        raise UserError(f"method.name: {file}: no such file")
+    spec = importlib.util.spec_from_file_location(f"jaxunlearn_user_{file.stem}", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"method.name: {file} cannot be run: {type(error).__name__}: {error}"
+        ) from error
+    return module
+
+
+def _first_line(function: Loss) -> str:
+    return (inspect.getdoc(function) or "a method of your own").splitlines()[0]
 
 
 def _parameters(loss: Loss) -> list[inspect.Parameter]:

@@ -54,11 +54,13 @@ def family_of(hf_config: Mapping[str, Any], where: str) -> Family:
             f"{where}: the weights are quantised (quantization_config); use the model in "
             "bfloat16, float16 or float32"
         )
-    if "vision_config" in hf_config:
+    if hf_config.get("is_causal") is False:
+        raise UserError(f"{where}: is_causal is false; only causal attention is supported")
+    if hf_config.get("vision_config") is not None:
         raise UserError(
             f"{where}: {model_type} is a model of images and text; only text models are supported"
         )
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         known = ", ".join(FAMILIES)
         raise UserError(
             f"{where}: model_type {model_type!r} is not supported; supported are: {known}"

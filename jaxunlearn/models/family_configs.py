@@ -1,6 +1,5 @@
 """What each family's config.json means: one function per family, fields in, `DecoderConfig` out."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from jaxunlearn.models.decoder_config import DecoderConfig, LayerKind
@@ -36,23 +35,30 @@ def _common(fields: Fields, **own: Any) -> dict[str, Any]:
         "head_dim": head_dim,
         "max_positions": fields.count("max_position_embeddings", 2048),
         "norm_eps": fields.number("rms_norm_eps", 1e-6),
-        "activation": _activation(fields, "hidden_act", "silu"),
+        "activation": fields.choice("hidden_act", _ACTIVATIONS, "silu"),
         "tie_embeddings": fields.flag("tie_word_embeddings", own.pop("tied", False)),
         **own,
     }
 
 
-def _activation(fields: Fields, key: str, default: str, known: Mapping = _ACTIVATIONS) -> str:
-    name = fields.get(key, default)
-    if name not in known:
-        raise fields.error(f"{key} {name!r} is not supported; supported are: {', '.join(known)}")
-    return known[name]
+def _whole_heads(fields: Fields) -> Fields:
+    """The fields of a family whose heads make up its width and have keys of their own; as in
+    transformers, what a file says otherwise has no effect."""
+    heads, hidden = fields.count("num_attention_heads"), fields.count("hidden_size")
+    if hidden % heads:
+        raise fields.error(f"hidden_size {hidden} must be a multiple of the {heads} heads")
+    kept = {"head_dim": hidden // heads, "num_key_value_heads": heads}
+    return Fields({**fields.values, **kept}, fields.where)
 
 
 def _layers(fields: Fields, default: list[str]) -> tuple[int, ...]:
     """Which layers have a sliding window: 1 for those, 0 for the others."""
     types = fields.get("layer_types", default)
-    if not isinstance(types, list) or len(types) != len(default) or set(types) - {FULL, SLIDING}:
+    if (
+        not isinstance(types, list)
+        or len(types) != len(default)
+        or any(kind not in (FULL, SLIDING) for kind in types)
+    ):
         raise fields.error(f"layer_types must be {len(default)} times {FULL!r} or {SLIDING!r}")
     return tuple(int(kind == SLIDING) for kind in types)
 
@@ -74,14 +80,8 @@ def read_mistral(fields: Fields) -> DecoderConfig:
     """Llama with a sliding window."""
     common = _common(fields)
     fields.refuse("layer_types", None)
-    # Null means none; a file that says nothing means transformers' default.
-    stated = "sliding_window" in fields.values
-    window = fields.get("sliding_window") if stated else 4096
-    if window is not None:
-        window = fields.count("sliding_window", window)
-    return DecoderConfig(
-        **common, kinds=(LayerKind(read_rope(fields, common["head_dim"]), window),)
-    )
+    rope = read_rope(fields, common["head_dim"])
+    return DecoderConfig(**common, kinds=(LayerKind(rope, fields.window(default=4096)),))
 
 
 def read_qwen2(fields: Fields) -> DecoderConfig:
@@ -121,13 +121,13 @@ def read_smollm3(fields: Fields) -> DecoderConfig:
     every = fields.count("no_rope_layer_interval", 4)
     default = [int((layer + 1) % every != 0) for layer in range(layers)]
     rotary = fields.get("no_rope_layers", default)  # 1 where a layer has RoPE
-    if not isinstance(rotary, list) or len(rotary) < layers or set(rotary) - {0, 1}:
+    if not isinstance(rotary, list) or len(rotary) < layers or any(x not in (0, 1) for x in rotary):
         raise fields.error(f"no_rope_layers must be {layers} times 0 or 1")
-    window = fields.get("sliding_window") if fields.flag("use_sliding_window") else None
-    if window is not None:
-        window = fields.count("sliding_window")
+    window = fields.window() if fields.flag("use_sliding_window") else None
     types = [SLIDING if window and not rotary[layer] else FULL for layer in range(layers)]
     sliding = _layers(fields, types)
+    if 1 in sliding and window is None:
+        raise fields.error("layer_types has sliding layers but there is no window for them")
     rope = read_rope(fields, common["head_dim"], theta=2e6)
     kinds = tuple(LayerKind(r, w) for r in (None, rope) for w in (None, window))
     return DecoderConfig(
@@ -162,7 +162,7 @@ def read_gemma(fields: Fields) -> DecoderConfig:
     # The first files say gelu and mean its tanh form.
     known = {"gelu": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh"}
     common = _gemma(fields)
-    common["activation"] = _activation(fields, "hidden_act", "gelu_pytorch_tanh", known)
+    common["activation"] = fields.choice("hidden_act", known, "gelu_pytorch_tanh")
     return DecoderConfig(**common, kinds=(LayerKind(read_rope(fields, common["head_dim"])),))
 
 
@@ -174,7 +174,7 @@ def _gemma2(fields: Fields, capped: bool) -> dict[str, Any]:
         query_scale=fields.number("query_pre_attn_scalar", 256) ** -0.5,
         attention_softcap=_softcap(fields, "attn_logit_softcapping", 50.0 if capped else None),
         logit_softcap=_softcap(fields, "final_logit_softcapping", 30.0 if capped else None),
-    ) | {"activation": _activation(fields, "hidden_activation", "gelu_pytorch_tanh")}
+    ) | {"activation": fields.choice("hidden_activation", _ACTIVATIONS, "gelu_pytorch_tanh")}
 
 
 def _softcap(fields: Fields, key: str, default: float | None) -> float | None:
@@ -187,8 +187,15 @@ def read_gemma2(fields: Fields) -> DecoderConfig:
     common = _gemma2(fields, capped=True)
     rope = read_rope(fields, common["head_dim"])
     default = [FULL if layer % 2 else SLIDING for layer in range(common["num_layers"])]
-    kinds = (LayerKind(rope), LayerKind(rope, fields.count("sliding_window", 4096)))
+    kinds = (LayerKind(rope), LayerKind(rope, _gemma_window(fields)))
     return DecoderConfig(**common, kinds=kinds, kind_of_layer=_layers(fields, default))
+
+
+def _gemma_window(fields: Fields) -> int:
+    window = fields.window(default=4096)
+    if window is None:
+        raise fields.error("sliding_window is null, but this family's local layers need one")
+    return window
 
 
 def read_gemma3(fields: Fields) -> DecoderConfig:
@@ -205,7 +212,7 @@ def read_gemma3(fields: Fields) -> DecoderConfig:
     every = fields.count("sliding_window_pattern", 6)
     layers = range(common["num_layers"])
     default = [SLIDING if (layer + 1) % every else FULL for layer in layers]
-    kinds = (LayerKind(whole), LayerKind(local, fields.count("sliding_window", 4096)))
+    kinds = (LayerKind(whole), LayerKind(local, _gemma_window(fields)))
     return DecoderConfig(
         **common, qk_norm="head", kinds=kinds, kind_of_layer=_layers(fields, default)
     )
@@ -216,12 +223,10 @@ def read_phi3(fields: Fields) -> DecoderConfig:
     values = {"original_max_position_embeddings": 4096, **fields.values}
     fields = Fields(values, fields.where)
     common = _common(fields)
-    window = fields.get("sliding_window")
-    if window is not None:
-        window = fields.count("sliding_window")
+    rope = read_rope(fields, common["head_dim"], partial_key="partial_rotary_factor")
     return DecoderConfig(
         **common | {"norm_eps": fields.number("rms_norm_eps", 1e-5)},
-        kinds=(LayerKind(read_rope(fields, common["head_dim"]), window),),
+        kinds=(LayerKind(rope, fields.window()),),
     )
 
 
@@ -241,13 +246,19 @@ def read_olmo2(fields: Fields) -> DecoderConfig:
 
 def read_gpt_neox(fields: Fields) -> DecoderConfig:
     """LayerNorm, biases, partial rotary positions, parallel residuals."""
-    common, bias = _common(fields), fields.flag("attention_bias", True)
-    rope = read_rope(fields, common["head_dim"], partial=0.25)
+    common, bias = _common(_whole_heads(fields)), fields.flag("attention_bias", True)
+    rope = read_rope(
+        fields,
+        common["head_dim"],
+        theta_key="rotary_emb_base",
+        partial=0.25,
+        partial_key="rotary_pct",
+    )
     return DecoderConfig(
         **common
         | {
             "norm_eps": fields.number("layer_norm_eps", 1e-5),
-            "activation": _activation(fields, "hidden_act", "gelu"),
+            "activation": fields.choice("hidden_act", _ACTIVATIONS, "gelu"),
         },
         kinds=(LayerKind(rope),),
         norm="layer",
@@ -267,22 +278,23 @@ def read_gpt2(fields: Fields) -> DecoderConfig:
         "add_cross_attention": False,
     }.items():
         fields.refuse(key, usual)
-    names = {
+    aliases = {
         "hidden_size": "n_embd",
         "num_attention_heads": "n_head",
         "num_hidden_layers": "n_layer",
         "max_position_embeddings": "n_positions",
-        "intermediate_size": "n_inner",
-        "rms_norm_eps": "layer_norm_epsilon",
-        "hidden_act": "activation_function",
     }
-    renamed = {ours: fields.get(theirs, fields.get(ours)) for ours, theirs in names.items()}
-    defaults = {"rms_norm_eps": 1e-5, "hidden_act": "gelu_new", "max_position_embeddings": 1024}
-    renamed |= {key: value for key, value in defaults.items() if renamed[key] is None}
-    if renamed["intermediate_size"] is None and isinstance(renamed["hidden_size"], int):
-        renamed["intermediate_size"] = 4 * renamed["hidden_size"]
+    renamed = {ours: fields.get(theirs, fields.get(ours)) for ours, theirs in aliases.items()}
+    for ours, theirs in aliases.items():
+        if fields.get(ours, renamed[ours]) != renamed[ours]:
+            raise fields.error(f"{theirs} {renamed[ours]} and {ours} {fields.get(ours)} differ")
+    width = Fields(renamed, fields.where).count("hidden_size")
+    renamed["intermediate_size"] = fields.count("n_inner", 4 * width)
+    renamed["max_position_embeddings"] = renamed["max_position_embeddings"] or 1024
+    renamed["rms_norm_eps"] = fields.number("layer_norm_epsilon", 1e-5)
+    renamed["hidden_act"] = fields.get("activation_function", "gelu_new")
     return DecoderConfig(
-        **_common(Fields({**fields.values, **renamed}, fields.where), tied=True),
+        **_common(_whole_heads(Fields({**fields.values, **renamed}, fields.where)), tied=True),
         kinds=(LayerKind(rope=None),),
         norm="layer",
         attention_bias=True,

@@ -23,7 +23,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path.parent}: {path.name} is missing; this is not a complete model folder"
         ) from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: cannot be read as JSON: {error}") from None
     if not isinstance(value, dict):
         raise UserError(f"{path}: expected a JSON object")

@@ -13,6 +13,10 @@ _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor", "finet
 }
 
 
+MOST = 2**31
+"""No size or number in a config.json is larger."""
+
+
 class Fields:
     """The fields of one config.json; a value that cannot be is refused with its key."""
 
@@ -35,6 +39,8 @@ class Fields:
             raise self.error(f"{key} is missing; this kind of model must state it")
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise self.error(f"{key} must be a whole number of {least} or more, found {value!r}")
+        if value > MOST:
+            raise self.error(f"{key} must be at most {MOST}, found {value!r}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float | None:
@@ -42,7 +48,7 @@ class Fields:
         value = self.get(key, default)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, float | int) or not value > 0:
+        if isinstance(value, bool) or not isinstance(value, float | int) or not 0 < value < MOST:
             raise self.error(f"{key} must be a number above 0, found {value!r}")
         return float(value)
 
@@ -52,6 +58,20 @@ class Fields:
         if not isinstance(value, bool):
             raise self.error(f"{key} must be true or false, found {value!r}")
         return value
+
+    def choice(self, key: str, known: Mapping[str, str], default: str) -> str:
+        """Our word for a value that is one of `known`."""
+        value = self.get(key, default)
+        if not isinstance(value, str) or value not in known:
+            names = ", ".join(known)
+            raise self.error(f"{key} {value!r} is not supported; supported are: {names}")
+        return known[value]
+
+    def window(self, key: str = "sliding_window", default: int | None = None) -> int | None:
+        """A sliding window; null means none, and nothing means the default."""
+        if key in self.values and self.values[key] is None:
+            return None
+        return default if key not in self.values else self.count(key)
 
     def refuse(self, key: str, allowed: Any) -> None:
         """An option that no supported model uses must keep its usual value."""
@@ -64,37 +84,48 @@ def read_rope(
     head_dim: int,
     *,
     theta: float = 10000.0,
-    section: str | None = None,
+    theta_key: str = "rope_theta",
     partial: float = 1.0,
+    partial_key: str | None = None,
+    section: str | None = None,
 ) -> Rope:
     """RoPE of one kind of layer, from transformers 4 keys or transformers 5 `rope_parameters`.
+
+    Where both are there, `rope_scaling` goes first, as in transformers.
 
     Args:
       fields: of config.json.
       head_dim: dimensions of a head.
       theta: base where the file states none.
+      theta_key: where transformers 4 states it, beside the RoPE settings.
+      partial: share of a head's dimensions that turn where the file states none.
+      partial_key: where transformers 4 states it; None: all must turn.
       section: key of `rope_parameters` that holds this kind of layer, for families with several.
-      partial: share of the head that turns where the file does not say it.
     """
-    rope = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
-    if section is not None and isinstance(rope, Mapping):
-        rope = rope.get(section, rope if section == "full_attention" else {}) or {}
-    if not isinstance(rope, Mapping):
-        raise fields.error(f"the RoPE settings must be a mapping, found {rope!r}")
+    old, new = (fields.get(key) or {} for key in ("rope_scaling", "rope_parameters"))
+    for value in (old, new):
+        if not isinstance(value, Mapping):
+            raise fields.error(f"the RoPE settings must be a mapping, found {value!r}")
+    rope = old or new
+    if section is not None:
+        nested = new.get(section, new if section == "full_attention" else {}) or {}
+        rope = {**nested, **old}
     odd = sorted(set(rope) - _ROPE_KEYS - {"full_attention", "sliding_attention"})
     if odd:
         raise fields.error(f"RoPE setting {odd[0]!r} is not supported")
     # Beside the RoPE settings, this one goes before the same key within them.
     length = "original_max_position_embeddings"
     merged = {**fields.values, **rope, length: fields.get(length, rope.get(length))}
-    inside = Fields(merged, f"{fields.where}: RoPE")
-    old_theta = fields.number("rotary_emb_base", theta)
-    old_partial = fields.number("rotary_pct", partial)
-    dims = int(head_dim * inside.number("partial_rotary_factor", old_partial))
+    inside, within = Fields(merged, f"{fields.where}: RoPE"), Fields(rope, f"{fields.where}: RoPE")
+    share = within.number("partial_rotary_factor", fields.number(partial_key or "", partial))
+    if partial_key is None:
+        fields.refuse("partial_rotary_factor", 1.0)
+        within.refuse("partial_rotary_factor", 1.0)
+    dims = int(head_dim * share)
     if dims % 2 or not 0 < dims <= head_dim:
         raise fields.error(f"RoPE must turn an even number of a head's {head_dim} dimensions")
     return Rope(
-        theta=inside.number("rope_theta", old_theta),
+        theta=within.number("rope_theta", fields.number(theta_key, theta)),
         dims=dims,
         scaling=_read_scaling(inside, rope, dims),
     )
@@ -105,7 +136,7 @@ def _read_scaling(fields: Fields, rope: Mapping[str, Any], dims: int) -> Scaling
     kind = "longrope" if kind == "su" else kind  # its first name
     if kind == "default":
         return None
-    if kind not in SCALINGS:
+    if not isinstance(kind, str) or kind not in SCALINGS:
         known = ", ".join(["default", *SCALINGS])
         raise fields.error(f"scaling {kind!r} is not supported; supported are: {known}")
     longest = fields.count("max_position_embeddings", 2048)
@@ -114,7 +145,7 @@ def _read_scaling(fields: Fields, rope: Mapping[str, Any], dims: int) -> Scaling
     for field in dataclasses.fields(SCALINGS[kind]):
         default = None if field.default is dataclasses.MISSING else field.default
         values[field.name] = fields.get(field.name, fallback.get(field.name, default))
-    original = values.get("original_max_position_embeddings", longest)
+    original = fields.count("original_max_position_embeddings", longest)
     if kind in ("yarn", "longrope") and values["factor"] is None:
         values["factor"] = longest / original
     for field in dataclasses.fields(SCALINGS[kind]):

@@ -27,6 +27,8 @@ def model_folder(path: str | Path) -> Path:
       UserError: neither a folder nor an id, or the Hub did not give it; says why.
     """
     folder = os.path.expanduser(path)
+    if not str(folder).strip():
+        raise UserError("the model's path is empty; give a folder or a Hub id")
     if os.path.isdir(folder):
         return Path(folder)
     if os.path.exists(folder):

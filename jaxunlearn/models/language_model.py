@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.data import tokens
+from jaxunlearn.errors import UserError
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.lora import Adapter, merge
 
@@ -43,7 +44,12 @@ class LanguageModel:
         found = []
         for source in (self.generation_config, self.hf_config):
             ids = source.get("eos_token_id")
-            found += ids if isinstance(ids, list) else [ids]
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(i is None or isinstance(i, int) for i in ids):
+                raise UserError(
+                    f"{self.folder}: eos_token_id must be a token id or a list of them, found {ids}"
+                )
+            found += ids
         if self.tokenizer is not None:
             found += tokens.stop_tokens(self.tokenizer)
         return tuple(sorted({i for i in found if i is not None}))

@@ -15,8 +15,10 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.checkpoint_hf import Placement, load_model, write_tokenizer
 from jaxunlearn.models.families import family_of
 from jaxunlearn.models.folders import new_folder, read_json, write_json
+from jaxunlearn.models.hub import model_folder
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.lora import Adapter
+from jaxunlearn.models.tensor_files import DTYPES
 from jaxunlearn.models.weights import Weight
 
 SETTINGS, TENSORS = "adapter_config.json", "adapter_model.safetensors"
@@ -51,9 +53,16 @@ def load_adapter(
     settings, where = read_json(folder / SETTINGS), folder / SETTINGS
     _check_settings(settings, where)
     tensors = _read_tensors(folder / TENSORS)
-    base = load_model(_base(settings, where), dtype=dtype, placement=placement)
-    if base.adapter is not None:
-        raise UserError(f"{where}: the base is an adapter itself; merge that one first")
+    for module in sorted({n.rpartition(".lora_")[0] for n in tensors if ".lora_" in n}):
+        if not _selected(settings, module.removeprefix(_PREFIX)):
+            raise UserError(
+                f"{where}: the adapter has tensors for {module.removeprefix(_PREFIX)}, which its "
+                "target_modules, exclude_modules or layers_to_transform leave out"
+            )
+    source = model_folder(_base(settings, where))
+    if (source / SETTINGS).is_file():
+        raise UserError(f"{where}: the base {source} is an adapter itself; merge that one first")
+    base = load_model(source, dtype=dtype, placement=placement)
     factors: dict[tuple[str, ...], jax.Array] = {}
     usual = _scale(settings, "", where)
     for weight in _modules(base):
@@ -63,6 +72,12 @@ def load_adapter(
             continue
         for pair, name in zip(pairs, names, strict=True):
             if pair is not None:
+                rank = _chosen(settings, name, "rank_pattern", "r", where)
+                if pair[0].shape[1] != rank:
+                    raise UserError(
+                        f"{folder / TENSORS}: {name} has rank {pair[0].shape[1]}, "
+                        f"{SETTINGS} says {rank}"
+                    )
                 pair[1] *= np.float32(_scale(settings, name, where) / usual)
         rank = max(pair[0].shape[1] for pair in pairs if pair)
         a = np.stack([_padded(pair and pair[0], (weight.inputs, rank)) for pair in pairs])
@@ -180,12 +195,59 @@ def _check_settings(settings: Mapping[str, Any], where: Path) -> None:
         )
     for key in ("r", "lora_alpha"):
         _positive(settings.get(key), key, where)
+    kinds = {
+        "use_rslora": bool, "rank_pattern": dict, "alpha_pattern": dict,
+        "target_modules": list | str, "exclude_modules": list | str,
+        "layers_to_transform": list | int, "task_type": str,
+    }  # fmt: skip
+    for key, kind in kinds.items():
+        if settings.get(key) is not None and not isinstance(settings[key], kind):
+            raise UserError(f"{where}: {key} cannot be {settings[key]!r}")
+    if settings.get("task_type", "CAUSAL_LM") not in ("CAUSAL_LM", None):
+        raise UserError(
+            f"{where}: task_type {settings['task_type']!r} is not supported; only 'CAUSAL_LM'"
+        )
+    if settings.get("layers_pattern"):
+        raise UserError(f"{where}: layers_pattern is not supported; leave it out")
+    regular = [*(settings.get("rank_pattern") or ()), *(settings.get("alpha_pattern") or ())]
+    regular += [
+        v for k in ("target_modules", "exclude_modules") if isinstance(v := settings.get(k), str)
+    ]
+    for pattern in regular:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise UserError(f"{where}: {pattern!r} is no regular expression ({error})") from None
 
 
 def _positive(value: Any, key: str, where: Path) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < float("inf"):
         raise UserError(f"{where}: {key} must be a number above 0, found {value!r}")
     return value
+
+
+def _selected(settings: Mapping[str, Any], module: str) -> bool:
+    """Whether PEFT puts the adapter on a module of this name."""
+
+    def named(key: str) -> bool:
+        wanted = settings.get(key)
+        if isinstance(wanted, str):
+            return wanted == "all-linear" or re.fullmatch(wanted, module) is not None
+        return any(module == name or module.endswith(f".{name}") for name in wanted)
+
+    if settings.get("exclude_modules") and named("exclude_modules"):
+        return False
+    # None: the library's own choice for the architecture, which the file shows.
+    if settings.get("target_modules") is not None and not named("target_modules"):
+        return False
+    layers = settings.get("layers_to_transform")
+    if layers is None or isinstance(settings.get("target_modules"), str):
+        return True
+    number = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+    return number is not None and int(number[1]) in (
+        layers if isinstance(layers, list) else [layers]
+    )
 
 
 def _base(settings: Mapping[str, Any], where: Path) -> str:
@@ -197,16 +259,20 @@ def _base(settings: Mapping[str, Any], where: Path) -> str:
 
 
 def _scale(settings: Mapping[str, Any], module: str, where: Path) -> float:
-    """What the branch of a module is multiplied by; patterns match as PEFT matches them."""
-
-    def chosen(key: str, default: str) -> float:
-        for pattern, value in (settings.get(key) or {}).items():
-            if re.match(rf"(.*\.)?({pattern})$", module):
-                return _positive(value, f"{key} {pattern}", where)
-        return settings[default]
-
-    rank, alpha = chosen("rank_pattern", "r"), chosen("alpha_pattern", "lora_alpha")
+    """What the branch of a module is multiplied by."""
+    rank = _chosen(settings, module, "rank_pattern", "r", where)
+    alpha = _chosen(settings, module, "alpha_pattern", "lora_alpha", where)
     return alpha / (rank**0.5 if settings.get("use_rslora") else rank)
+
+
+def _chosen(
+    settings: Mapping[str, Any], module: str, patterns: str, default: str, where: Path
+) -> float:
+    """A module's rank or alpha; patterns match as PEFT matches them."""
+    for pattern, value in (settings.get(patterns) or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return _positive(value, f"{patterns} {pattern}", where)
+    return settings[default]
 
 
 def _read_tensors(file: Path) -> dict[str, np.ndarray]:
@@ -214,9 +280,18 @@ def _read_tensors(file: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(file)
-    except (SafetensorError, OSError) as error:
+        tensors = load_file(file)
+    except (SafetensorError, OSError, AttributeError) as error:
         raise UserError(f"{file}: cannot be read ({error}); only safetensors are read") from None
+    if not tensors:
+        raise UserError(f"{file}: holds no tensors; save the adapter again")
+    for name, tensor in tensors.items():
+        if tensor.dtype not in DTYPES.values() or tensor.ndim != 2:
+            raise UserError(
+                f"{file}: tensor {name} is {tensor.dtype} {list(tensor.shape)}; factors are "
+                f"matrices of {', '.join(map(str, DTYPES.values()))}"
+            )
+    return tensors
 
 
 def _take(

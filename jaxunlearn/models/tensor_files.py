@@ -166,7 +166,13 @@ def _shards(index: Path) -> list[Path]:
 
 
 def _check_index(index: Path, found: dict[str, Path]) -> None:
-    """Every tensor must be in the shard that the index names."""
-    for name, file in _weight_map(index).items() if index.is_file() else ():
+    """The index must name every tensor, in the shard that it is in."""
+    if not index.is_file():
+        return
+    named = _weight_map(index)
+    for name in found:
+        if name not in named:
+            raise UserError(f"{index}: does not name tensor {name}; fetch the folder again")
+    for name, file in named.items():
         if name not in found or found[name].name != file:
             raise UserError(f"{index}: tensor {name} is not in {file}; fetch the folder again")

@@ -9,6 +9,7 @@ Parameters are a plain nested dict whose layers are stacked on axis 0. A LoRA tr
 passed already scaled and runs beside the frozen kernel, never merged into it.
 """
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -94,6 +95,26 @@ def hidden_states(
     return Decoder(config).apply(variables(params, lora), tokens)
 
 
+def residual_stream(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    layer: int,
+    *,
+    lora: Params | None = None,
+) -> jax.Array:
+    """What flows out of a layer (0 is the first), [B, T, D]; the layers above are not computed."""
+    count = layer + 1
+    config = dataclasses.replace(
+        config, num_layers=count, kind_of_layer=config.kind_of_layer[:count]
+    )
+
+    def lower(tree: Params | None) -> Params | None:
+        return tree and {**tree, "layers": jax.tree.map(lambda x: x[:count], tree["layers"])}
+
+    return Decoder(config, normed=False).apply(variables(lower(params), lower(lora)), tokens)
+
+
 def head_kernel(config: DecoderConfig, params: Params) -> jax.Array:
     """The output kernel [D, V] in the compute dtype, whether it is tied or not."""
     if config.tie_embeddings:
@@ -107,6 +128,7 @@ class Decoder(nn.Module):
     """Embedding, scanned layers and final norm: tokens [B, T] -> hidden states [B, T, D]."""
 
     config: DecoderConfig
+    normed: bool = True
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -126,7 +148,7 @@ class Decoder(nn.Module):
         )
         kind_L = jnp.array([config.kind(layer) for layer in range(config.num_layers)])
         x_BTD, _ = layers(config, name="layers")(x_BTD, context, kind_L)
-        return Norm(config, name="final_norm")(x_BTD)
+        return Norm(config, name="final_norm")(x_BTD) if self.normed else x_BTD
 
 
 class Block(nn.Module):

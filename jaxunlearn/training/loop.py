@@ -21,19 +21,27 @@ from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training.checkpoint import Checkpoints
-from jaxunlearn.training.step import (
-    Rows,
-    StepSpec,
-    TrainState,
-    init_state,
-    reference_log_probs,
-    run_steps,
-)
+from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
+from jaxunlearn.training.statistics import Rows, combine, reference_log_probs
+from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
 
 CAPACITY = 32  # most steps in one dispatch
 DISPATCH_SECONDS = 2.0  # aimed-at time of one dispatch: progress stays live, start-up costs little
 
 OnSteps = Callable[[int, int, list[dict[str, float]]], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Watch:
+    """Looks at the model every so many steps and ends a training that costs too much."""
+
+    every: int
+    measure: Callable[[LanguageModel], float]
+    crossed: Callable[[float], bool]
+    rollback: bool
+    """Whether the result is the last state that was still good."""
+    say: Callable[[str], None] = print
+    name: str = "the watched metric"
 
 
 class DivergedError(RuntimeError):
@@ -49,9 +57,11 @@ def train(
     training: TrainingConfig,
     *,
     adapter: AdapterConfig | None = None,
+    reinforced: LanguageModel | None = None,
     seed: int = 0,
     checkpoints: Path | None = None,
     on_steps: OnSteps | None = None,
+    watch: Watch | None = None,
 ) -> LanguageModel:
     """Trains a model along a schedule.
 
@@ -63,9 +73,12 @@ def train(
       hyper: its hyper-parameters.
       training: optimiser settings; `epochs` is already in the schedule.
       adapter: train a fresh LoRA adapter instead of the parameters.
+      reinforced: a second frozen model, for objectives that compare with one.
       seed: of the adapter's initial factors.
       checkpoints: folder to save to and to resume from; None saves nothing.
       on_steps: called after each dispatch with (steps done, steps in all, one dict per new step).
+      watch: what may end the training early. States are then saved where it looks and finds
+        nothing wrong, and nowhere else.
 
     Returns:
       The trained model, its parameters in the start model's dtypes.
@@ -76,26 +89,37 @@ def train(
     """
     model = model.merged()
     trainable, frozen = split_params(model, training.train_only, adapter, seed)
-    if objective.needs("reference_log_softmax") and adapter is None:
+    if any(map(objective.needs, ("reference_logits", "reference_hidden"))) and adapter is None:
         frozen["reference"] = model.params
-    spec = StepSpec(model.config, objective, training.decay, training.micro_batches)
+    if reinforced is not None:
+        frozen["reinforced"] = reinforced.merged().params
+    spec = StepSpec(
+        model.config, objective, training.decay, training.micro_batches, training.optimizer
+    )
     steps = len(next(iter(schedule.values())))
-    numbers = _numbers(hyper, training, steps)
-    state = init_state(trainable)
+    numbers = _numbers(hyper, training, steps, seed)
+    state = init_state(
+        trainable,
+        optimizer=training.optimizer,
+        retain_weight=hyper.get("retain_weight", 1.0),
+    )
 
-    def prepare() -> _Run:
+    def finished(state: TrainState) -> LanguageModel:
+        return _finished(model, state, frozen, training, adapter)
+
+    def advance(state: TrainState, store: Checkpoints | None) -> TrainState:
         rows = _device_rows(model, tables, objective)
-        return _Run(spec, frozen, rows, schedule, _step_widths(tables, schedule), numbers)
+        run = _Run(spec, frozen, rows, schedule, _step_widths(tables, schedule), numbers)
+        if watch is None:
+            return _advance(run, state, steps, tables, training.checkpoint_every, store, on_steps)
+        return _watched(run, state, tables, watch, finished, store, on_steps)
 
     if checkpoints is None:
-        state = _advance(prepare(), state, tables, training, None, on_steps)
-    else:
-        mark = _fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training)
-        with Checkpoints(checkpoints, mark) as store:
-            state = store.restore(state)
-            if int(state.step) < steps:
-                state = _advance(prepare(), state, tables, training, store, on_steps)
-    return _finished(model, state, adapter)
+        return finished(advance(state, None))
+    mark = _fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training)
+    with Checkpoints(checkpoints, mark) as store:
+        state = store.restore(state)
+        return finished(advance(state, store) if int(state.step) < steps else state)
 
 
 def split_params(
@@ -109,18 +133,43 @@ def split_params(
         scale = jnp.float32(adapter.scale)
         return {"lora": factors}, {"params": model.params, "lora_scale": scale}
     flat = flatten_dict(dict(model.params))
+    inside, outside, layers = {}, dict(flat), {}
+    for path, chosen in _chosen_layers(flat, train_only).items():
+        if chosen is None:
+            inside[path] = outside.pop(path)
+        else:
+            layers[path] = jnp.asarray(chosen, jnp.int32)
+            inside[path] = flat[path][layers[path]]
+    frozen = {"params": unflatten_dict(outside)}
+    if layers:
+        frozen["layers"] = {"params": unflatten_dict(layers)}
+    return {"params": unflatten_dict(inside)}, frozen
+
+
+def _chosen_layers(
+    flat: Mapping[tuple[str, ...], Any], train_only: str | None
+) -> dict[tuple[str, ...], list[int] | None]:
+    """The leaves that `train_only` names, and which of their layers; None for all of a leaf."""
     try:
-        chosen = [p for p in flat if train_only is None or re.search(train_only, "/".join(p))]
+        pattern = re.compile(train_only or "")
     except re.error as error:
         raise UserError(f"training.train_only: not a regular expression: {error}") from None
-    if not chosen:
+    found: dict[tuple[str, ...], list[int] | None] = {}
+    for path, leaf in flat.items():
+        if pattern.search("/".join(path)):
+            found[path] = None
+        elif path[0] == "layers":
+            names = [f"layers/{layer}/{'/'.join(path[1:])}" for layer in range(leaf.shape[0])]
+            layers = [layer for layer, name in enumerate(names) if pattern.search(name)]
+            if layers:
+                found[path] = layers if len(layers) < len(names) else None
+    if not found:
         example = ", ".join("/".join(path) for path in list(flat)[:3])
         raise UserError(
-            f"training.train_only: {train_only!r} matches no parameter; there are {example}, ..."
+            f"training.train_only: {train_only!r} matches no parameter; there are {example}, ... "
+            "(layers/5/... names one layer)"
         )
-    inside = {path: flat[path] for path in chosen}
-    outside = {path: leaf for path, leaf in flat.items() if path not in inside}
-    return {"params": unflatten_dict(inside)}, {"params": unflatten_dict(outside)}
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +183,7 @@ class _Run:
     widths: np.ndarray
     """[steps]: columns of each step's batch, by its longest row; a function of the schedule alone,
     so that a resumed run computes each step in the same shape."""
-    numbers: Mapping[str, jax.Array]
+    numbers: Mapping[str, Any]
 
     @property
     def steps(self) -> int:
@@ -163,15 +212,16 @@ class _Run:
 def _advance(
     run: _Run,
     state: TrainState,
+    end: int,
     tables: Mapping[str, TokenTable],
-    training: TrainingConfig,
+    checkpoint_every: int,
     store: Checkpoints | None,
     on_steps: OnSteps | None,
 ) -> TrainState:
-    """From the state's step to the end of the schedule."""
+    """From the state's step to step `end`."""
     steps, step, count = run.steps, int(state.step), 1
-    while step < steps:
-        to_checkpoint = training.checkpoint_every - step % training.checkpoint_every
+    while step < end:
+        to_checkpoint = min(checkpoint_every - step % checkpoint_every, end - step)
         count = min(count, run.alike(step), to_checkpoint)
         begin = time.perf_counter()
         state, log = run.dispatch(state, step, count)
@@ -186,7 +236,7 @@ def _advance(
             metrics["step"] = step + offset + 1
             metrics["tokens_per_second"] = batch_tokens * count / seconds
         step += count
-        if store is not None and (step == steps or step % training.checkpoint_every == 0):
+        if store is not None and (step == end or step % checkpoint_every == 0):
             store.save(state)
         if on_steps is not None:
             on_steps(step, steps, log)
@@ -194,16 +244,47 @@ def _advance(
     return state
 
 
+def _watched(
+    run: _Run,
+    state: TrainState,
+    tables: Mapping[str, TokenTable],
+    watch: Watch,
+    finished: Callable[[TrainState], LanguageModel],
+    store: Checkpoints | None,
+    on_steps: OnSteps | None,
+) -> TrainState:
+    """To the end of the schedule, or to where the watch ends it."""
+    while (step := int(state.step)) < run.steps:
+        good = jax.device_get(state)
+        end = min(step + watch.every - step % watch.every, run.steps)
+        state = _advance(run, state, end, tables, run.steps, None, on_steps)
+        value = watch.measure(finished(state))
+        if watch.crossed(value):
+            kept = f"the result is that of step {step}" if watch.rollback else "training ends here"
+            watch.say(
+                f"{run.spec.objective.name}: {watch.name} is {value:.3g} after step {end} of "
+                f"{run.steps}; {kept}"
+            )
+            return jax.tree.map(jnp.asarray, good) if watch.rollback else state
+        if store is not None:
+            store.save(state)
+    return state
+
+
 def _finished(
-    model: LanguageModel, state: TrainState, adapter: AdapterConfig | None
+    model: LanguageModel,
+    state: TrainState,
+    frozen: Mapping[str, Any],
+    training: TrainingConfig,
+    adapter: AdapterConfig | None,
 ) -> LanguageModel:
+    trainable = OPTIMIZERS[training.optimizer].final(state.opt_state, state.trainable)
     if adapter is not None:
-        trained = lora.Adapter(state.trainable["lora"], adapter.scale)
-        return dataclasses.replace(model, adapter=trained)
-    flat = dict(flatten_dict(dict(model.params)))
-    for path, leaf in flatten_dict(dict(state.trainable["params"])).items():
-        flat[path] = leaf.astype(flat[path].dtype)
-    return dataclasses.replace(model, params=unflatten_dict(flat))
+        factors = lora.Adapter(trainable["lora"], adapter.scale)
+        return dataclasses.replace(model, adapter=factors)
+    params, _ = combine(trainable, frozen)
+    kept = jax.tree.map(lambda leaf, start: leaf.astype(start.dtype), params, dict(model.params))
+    return dataclasses.replace(model, params=kept)
 
 
 def _step_widths(
@@ -222,6 +303,8 @@ def _device_rows(
 ) -> dict[str, Rows]:
     """The tables on the device, with the reference's log-probs where a term asks for them."""
     needed = {t.group for t in objective.terms if "reference_seq_log_prob" in t.needs}
+    if objective.needs("alternative_reference_seq_log_prob"):
+        needed.add("alternative")
     return {
         group: Rows(
             jnp.asarray(table.tokens),
@@ -244,17 +327,20 @@ def _padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
 
 
 def _numbers(
-    hyper: Mapping[str, float], training: TrainingConfig, steps: int
-) -> dict[str, jax.Array]:
+    hyper: Mapping[str, float], training: TrainingConfig, steps: int, seed: int
+) -> dict[str, Any]:
+    """Every number that the step traces; the optimiser's own are a section of their own."""
     numbers = {
         **hyper,
+        "run_seed": seed,
         "learning_rate": training.learning_rate,
         "weight_decay": training.weight_decay,
         "clip_norm": training.clip_norm,
         "warmup_steps": round(training.warmup * steps),
         "total_steps": steps,
+        "optimizer": resolve_options(training.optimizer, training.optimizer_options),
     }
-    return {name: jnp.float32(value) for name, value in numbers.items()}
+    return jax.tree.map(jnp.float32, numbers)
 
 
 def _batch_tokens(
@@ -270,7 +356,7 @@ def _fingerprint(
     tables: Mapping[str, TokenTable],
     schedule: Mapping[str, np.ndarray],
     spec: StepSpec,
-    numbers: Mapping[str, jax.Array],
+    numbers: Mapping[str, Any],
     adapter: AdapterConfig | None,
     seed: int,
     training: TrainingConfig,
@@ -278,9 +364,17 @@ def _fingerprint(
     """A hash of everything that decides the training's outcome."""
     digest = hashlib.sha256()
     terms = [(term.group, term.loss.__name__) for term in spec.objective.terms]
-    settings = (spec.config, terms, spec.decay, spec.micro_batches, training.train_only)
+    settings = (
+        spec.config,
+        terms,
+        spec.decay,
+        spec.micro_batches,
+        training.train_only,
+        spec.optimizer,
+        spec.objective.layer,
+    )
     digest.update(repr((settings, adapter, seed if adapter else None)).encode())
-    digest.update(repr(sorted((k, float(v)) for k, v in numbers.items())).encode())
+    digest.update(repr(jax.tree.map(float, dict(numbers))).encode())
     for group in sorted(tables):
         for array in (tables[group].tokens, tables[group].answer_mask, schedule[group]):
             digest.update(np.ascontiguousarray(array).tobytes())

@@ -14,17 +14,14 @@ import chex
 import jax
 import jax.numpy as jnp
 import optax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxunlearn.methods.registry import Objective
-from jaxunlearn.models import lora, transformer
+from jaxunlearn.methods.registry import Objective, keywords
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.training.optimizers import OPTIMIZERS, perturbed
+from jaxunlearn.training.statistics import Rows, aligned_logits, combine, statistics
 
 Tree = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
-
-# AdamW's direction; learning rate and weight decay are applied by the step, as traced values.
-ADAM = optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +32,7 @@ class StepSpec:
     objective: Objective
     decay: Literal["linear", "cosine", "constant"] = "linear"
     micro_batches: int = 1
+    optimizer: str = "adamw"
 
 
 @jax.tree_util.register_dataclass
@@ -45,38 +43,19 @@ class TrainState:
     step: jax.Array
     trainable: Tree
     opt_state: Any
+    dual: jax.Array
+    """The retain weight of methods that adapt it; float32 scalar."""
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Rows:
-    """A group of rows on the device; a batch of it has the same fields."""
-
-    tokens: jax.Array
-    """int32 [n, T]."""
-    mask: jax.Array
-    """bool [n, T], answer tokens."""
-    reference_log_probs: jax.Array | None = None
-    """[n, T] under the frozen start model, where the objective needs them."""
-
-
-def init_state(trainable: Tree) -> TrainState:
+def init_state(
+    trainable: Tree, *, optimizer: str = "adamw", retain_weight: float = 1.0
+) -> TrainState:
     """A fresh state with float32 copies of the trainable parameters."""
     # A copy, because the state is donated to the step and the start model must outlive it.
     trainable = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), trainable)
-    return TrainState(jnp.zeros((), jnp.int32), trainable, ADAM.init(trainable))
-
-
-def combine(trainable: Tree, frozen: Tree) -> tuple[Tree, Tree | None]:
-    """The decoder's params and scaled adapter factors, from what trains and what does not.
-
-    Both trees may hold parts of `params`; an adapter run trains `lora` and holds all of `params`
-    and the branch's `lora_scale` frozen.
-    """
-    flat = {**flatten_dict(dict(frozen)), **flatten_dict(dict(trainable))}
-    tree = unflatten_dict(flat)
-    factors = tree.get("lora")
-    return tree["params"], factors and lora.scale(factors, tree["lora_scale"])
+    dual = jnp.asarray(retain_weight, jnp.float32)
+    opt_state = OPTIMIZERS[optimizer].init(trainable)
+    return TrainState(jnp.zeros((), jnp.int32), trainable, opt_state, dual)
 
 
 def update(
@@ -84,7 +63,7 @@ def update(
     state: TrainState,
     frozen: Tree,
     batch: Mapping[str, Rows],
-    hyper: Mapping[str, jax.Array],
+    hyper: Mapping[str, Any],
 ) -> tuple[TrainState, Metrics]:
     """One optimiser step; pure, to be placed by jit or by a parallel wrapper.
 
@@ -96,27 +75,34 @@ def update(
       state: parameters in training and optimiser state.
       frozen: parameters that do not train; see `combine`.
       batch: group name to its rows of this step, B of each.
-      hyper: the method's hyper-parameters, `{group}_weight` of each term, and `learning_rate`,
-        `weight_decay`, `clip_norm`, `warmup_steps`, `total_steps`.
+      hyper: the method's hyper-parameters, `{group}_weight` of each term, `learning_rate`,
+        `weight_decay`, `clip_norm`, `warmup_steps`, `total_steps`, `run_seed`, and under
+        `optimizer` the options of that.
 
     Returns:
       The next state, and scalars: loss, `{group}_loss`, grad_norm, learning_rate.
     """
-    counts = {group: _counts(rows.mask) for group, rows in batch.items()}
-    loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
-    (loss, losses), grads = _accumulate(loss_fn, state.trainable, batch, spec.micro_batches)
+    if spec.objective.dual is not None:
+        hyper = {**hyper, "retain_weight": state.dual}
+    optimizer = OPTIMIZERS[spec.optimizer]
+    options = {**hyper["optimizer"], "weight_decay": hyper["weight_decay"]}
+    (loss, losses), grads = _gradients(spec, state.trainable, frozen, batch, hyper)
+    if optimizer.sharpness_aware:
+        uphill = perturbed(state.trainable, grads, options["radius"])
+        _, grads = _gradients(spec, uphill, frozen, batch, hyper)
+    dual = state.dual
+    if spec.objective.dual is not None:
+        dual = _call(spec.objective.dual, state.dual, losses["retain"], hyper=hyper)
 
     norm = optax.tree.norm(grads)
     clip = jnp.minimum(1.0, hyper["clip_norm"] / jnp.maximum(norm, 1e-12))
     grads = jax.tree.map(lambda g: g * clip, grads)
-    direction, opt_state = ADAM.update(grads, state.opt_state)
     rate = learning_rate(state.step, hyper, spec.decay)
-    decays = _decayed(state.trainable)
-    trainable = jax.tree.map(
-        lambda p, d, decayed: p - rate * (d + decayed * hyper["weight_decay"] * p),
-        state.trainable,
-        direction,
-        decays,
+    hessian = None
+    if optimizer.estimate is not None:
+        hessian = partial(_hessian, spec, state, frozen, batch, hyper)
+    trainable, opt_state = optimizer.update(
+        grads, state.opt_state, state.trainable, rate=rate, hyper=options, hessian=hessian
     )
     metrics = {
         "loss": loss,
@@ -124,7 +110,7 @@ def update(
         "grad_norm": norm,
         "learning_rate": rate,
     }
-    return TrainState(state.step + 1, trainable, opt_state), metrics
+    return TrainState(state.step + 1, trainable, opt_state, dual), metrics
 
 
 @partial(jax.jit, static_argnames="spec", donate_argnames="state")
@@ -135,7 +121,7 @@ def run_steps(
     tables: Mapping[str, Rows],
     schedule: Mapping[str, jax.Array],
     count: jax.Array,
-    hyper: Mapping[str, jax.Array],
+    hyper: Mapping[str, Any],
 ) -> tuple[TrainState, Metrics]:
     """`count` updates in one dispatch.
 
@@ -158,7 +144,8 @@ def run_steps(
         state, metrics = update(spec, state, frozen, batch, hyper)
         return state, {name: log[name].at[i].set(metrics[name]) for name in log}
 
-    names = ["loss", *(f"{g}_loss" for g in spec.objective.groups), "grad_norm", "learning_rate"]
+    groups = [term.group for term in spec.objective.terms]
+    names = ["loss", *(f"{group}_loss" for group in groups), "grad_norm", "learning_rate"]
     capacity = next(iter(schedule.values())).shape[0]
     log = {name: jnp.zeros(capacity, jnp.float32) for name in names}
     return jax.lax.fori_loop(0, count, step, (state, log))
@@ -170,7 +157,7 @@ def gather(table: Rows, index: jax.Array) -> Rows:
     return dataclasses.replace(rows, mask=rows.mask & (index >= 0)[:, None])
 
 
-def learning_rate(step: jax.Array, hyper: Mapping[str, jax.Array], decay: str) -> jax.Array:
+def learning_rate(step: jax.Array, hyper: Mapping[str, Any], decay: str) -> jax.Array:
     """Linear warm-up to `learning_rate`, then `decay` to zero at `total_steps`."""
     warmup = (step + 1) / jnp.maximum(hyper["warmup_steps"], 1)
     left = (hyper["total_steps"] - step) / jnp.maximum(
@@ -179,16 +166,6 @@ def learning_rate(step: jax.Array, hyper: Mapping[str, jax.Array], decay: str) -
     left = jnp.clip(left, 0.0, 1.0)
     shape = {"linear": left, "cosine": 0.5 * (1 - jnp.cos(jnp.pi * left)), "constant": 1.0}[decay]
     return hyper["learning_rate"] * jnp.minimum(warmup, shape)
-
-
-@partial(jax.jit, static_argnames="config")
-def reference_log_probs(
-    config: DecoderConfig, params: Tree, tokens: jax.Array, factors: Tree | None = None
-) -> jax.Array:
-    """Log-probabilities of every row under the start model: tokens [m, b, T] -> [m, b, T]."""
-    return jax.lax.map(
-        lambda rows: transformer.token_log_probs(config, params, rows, lora=factors), tokens
-    )
 
 
 def _accumulate(
@@ -209,6 +186,72 @@ def _accumulate(
     return jax.lax.scan(add, zeros, split)[0]
 
 
+def _gradients(
+    spec: StepSpec,
+    trainable: Tree,
+    frozen: Tree,
+    batch: Mapping[str, Rows],
+    hyper: Mapping[str, Any],
+) -> tuple[tuple[jax.Array, Metrics], Tree]:
+    """Loss and terms of a batch, and the gradient to follow."""
+    counts = {group: _counts(rows.mask) for group, rows in batch.items()}
+    loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
+    if spec.objective.rectify is None:
+        return _accumulate(loss_fn, trainable, batch, spec.micro_batches)
+    parts = {
+        "forget": {g: rows for g, rows in batch.items() if g != "retain"},
+        "retain": {"retain": batch["retain"]},
+    }
+    # Unweighted: a retain weight of 0 must not take away the direction to rectify against.
+    ones = {"forget_weight": 1.0, "retain_weight": 1.0}
+    found = {
+        name: _accumulate(partial(loss_fn, weights=ones), trainable, part, spec.micro_batches)
+        for name, part in parts.items()
+    }
+    losses = {name: loss for name, ((loss, _), _) in found.items()}
+    weights = {name: hyper[f"{name}_weight"] for name in losses}
+    retain = found["retain"][1]
+    rectified = _call(spec.objective.rectify, found["forget"][1], retain, hyper=hyper)
+    grads = jax.tree.map(
+        lambda f, r: weights["forget"] * f + weights["retain"] * r, rectified, retain
+    )
+    return (sum(weights[name] * loss for name, loss in losses.items()), losses), grads
+
+
+def _hessian(
+    spec: StepSpec,
+    state: TrainState,
+    frozen: Tree,
+    batch: Mapping[str, Rows],
+    hyper: Mapping[str, Any],
+) -> Tree:
+    """An estimate of the Hessian's diagonal, from the first micro-batch."""
+    first = jax.tree.map(lambda x: x[: x.shape[0] // spec.micro_batches], batch)
+    tokens = jnp.concatenate([rows.tokens for rows in first.values()])
+    mask = jnp.concatenate([rows.mask for rows in first.values()])
+    counts = {group: _counts(rows.mask) for group, rows in first.items()}
+
+    def loss(trainable: Tree) -> jax.Array:
+        return _loss(spec, trainable, first, frozen=frozen, counts=counts, hyper=hyper)[0]
+
+    def sampled_loss(trainable: Tree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+        logits = aligned_logits(spec.config, *combine(trainable, frozen), tokens)
+        labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+        log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)
+        count = jnp.maximum(mask.sum(), 1)
+        return -jnp.sum(jnp.where(mask, log_probs[..., 0], 0.0)) / count, count
+
+    key = jax.random.fold_in(jax.random.key(hyper["run_seed"].astype(jnp.uint32)), state.step)
+    return OPTIMIZERS[spec.optimizer].estimate(
+        state.trainable, key, loss=loss, sampled_loss=sampled_loss
+    )
+
+
+def _call(function: Callable, *args: Any, hyper: Mapping[str, Any]) -> Any:
+    """A method's function with the hyper-parameters that it names."""
+    return function(*args, **{name: hyper[name] for name in keywords(function)})
+
+
 def _loss(
     spec: StepSpec,
     trainable: Tree,
@@ -216,75 +259,29 @@ def _loss(
     *,
     frozen: Tree,
     counts: Mapping[str, Mapping[int, jax.Array]],
-    hyper: Mapping[str, jax.Array],
+    hyper: Mapping[str, Any],
+    weights: Mapping[str, float] | None = None,
 ) -> tuple[jax.Array, Metrics]:
-    """This part's share of the batch loss, and of each term before its weight."""
-    statistics = _statistics(spec, trainable, frozen, batch)
+    """This part's share of the batch loss, and of each term before its weight.
+
+    `weights` stand in for those of the hyper-parameters.
+    """
+    known_of = statistics(spec.config, spec.objective, trainable, frozen, batch)
     losses = {}
     for term in spec.objective.terms:
-        known, mask = statistics[term.group], batch[term.group].mask
-        values = term.loss(
-            *(known[name] for name in term.needs), **{name: hyper[name] for name in term.hyper}
-        )
+        if term.group not in batch:
+            continue
+        known, mask = known_of[term.group], batch[term.group].mask
+        values = _call(term.loss, *(known[name] for name in term.needs), hyper=hyper)
         chex.assert_shape(values, (mask.shape, mask.shape[:1])[values.ndim == 1])
         counted = mask if values.ndim == 2 else mask.any(-1)
         total = jnp.sum(jnp.where(counted, values, 0.0))
         losses[term.group] = total / counts[term.group][values.ndim]
-    weighted = [hyper.get(f"{group}_weight", 1.0) * loss for group, loss in losses.items()]
+    weights = hyper if weights is None else weights
+    weighted = [weights.get(f"{group}_weight", 1.0) * loss for group, loss in losses.items()]
     return sum(weighted), losses
-
-
-def _statistics(
-    spec: StepSpec, trainable: Tree, frozen: Tree, batch: Mapping[str, Rows]
-) -> dict[str, dict[str, jax.Array]]:
-    """What the terms ask for, per group, from one forward pass over all groups' rows together."""
-    params, factors = combine(trainable, frozen)
-    tokens = jnp.concatenate([rows.tokens for rows in batch.values()])
-    whole: dict[str, jax.Array] = {}
-    if spec.objective.needs("log_softmax"):
-        whole["log_softmax"] = _log_softmax(spec.config, params, factors, tokens)
-        at_tokens = jnp.take_along_axis(whole["log_softmax"], tokens[..., None], axis=-1)
-        whole["log_probs"] = at_tokens[..., 0].at[:, 0].set(0.0)
-    else:
-        whole["log_probs"] = transformer.token_log_probs(spec.config, params, tokens, lora=factors)
-    statistics: dict[str, dict[str, jax.Array]] = {}
-    start = 0
-    for group, rows in batch.items():
-        size = rows.tokens.shape[0]
-        known = {name: value[start : start + size] for name, value in whole.items()}
-        known["seq_log_prob"] = _row_sum(known["log_probs"], rows.mask)
-        if rows.reference_log_probs is not None:
-            known["reference_seq_log_prob"] = _row_sum(rows.reference_log_probs, rows.mask)
-        statistics[group] = known
-        start += size
-    for term in spec.objective.terms:
-        if "reference_log_softmax" in term.needs:
-            statistics[term.group]["reference_log_softmax"] = jax.lax.stop_gradient(
-                _log_softmax(
-                    spec.config, frozen.get("reference", params), None, batch[term.group].tokens
-                )
-            )
-    return statistics
-
-
-def _log_softmax(
-    config: DecoderConfig, params: Tree, factors: Tree | None, tokens: jax.Array
-) -> jax.Array:
-    """[B, T, V]: the distribution that predicts token t; position 0 is predicted by nothing."""
-    logits = transformer.logits(config, params, tokens, lora=factors)
-    return jax.nn.log_softmax(jnp.pad(logits[:, :-1], ((0, 0), (1, 0), (0, 0))))
-
-
-def _row_sum(values: jax.Array, mask: jax.Array) -> jax.Array:
-    return jnp.sum(jnp.where(mask, values, 0.0), axis=-1)
 
 
 def _counts(mask: jax.Array) -> dict[int, jax.Array]:
     """Counts by the rank of a term's values: 2 for tokens, 1 for sequences; at least one."""
     return {2: jnp.maximum(mask.sum(), 1), 1: jnp.maximum(mask.any(-1).sum(), 1)}
-
-
-def _decayed(trainable: Tree) -> Tree:
-    """Weight decay spares norm scales and biases."""
-    flat = flatten_dict(dict(trainable))
-    return unflatten_dict({path: path[-1] not in ("scale", "bias") for path in flat})

@@ -122,6 +122,27 @@ def test_pickle_only(folder):
         load_model(folder)
 
 
+def test_odd_stop_tokens(folder):
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["x"]}')
+    with pytest.raises(UserError, match=r"eos_token_id must be a token id.*\['x'\]"):
+        _ = load_model(folder).stop_tokens
+
+
+def test_a_tokenizer_of_another_model(folder, tiny):
+    def smaller(tensors):
+        for name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors[name] = tensors[name][:100].copy()
+
+    edit_tensors(folder, smaller)
+    edit_config(folder, vocab_size=100)
+    import jaxunlearn as ju
+
+    with pytest.raises(
+        UserError, match=r"token id \d+, but the model's vocabulary has ids 0 to 99"
+    ):
+        ju.evaluate(load_model(folder), [("Who is it?", "It is the zebra Quixy.")])
+
+
 def test_no_weights(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match="no weights"):
@@ -260,6 +281,14 @@ def test_index_that_is_not_true(sharded):
     with pytest.raises(UserError, match=rf"tensor {NORM} is not in {wrong}"):
         load_model(sharded)
     path = sharded / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] = {KEY: index["weight_map"][KEY]}
+    path.write_text(json.dumps(index))
+    with pytest.raises(UserError, match="does not name tensor"):
+        load_model(sharded)
+    path.write_text("[" * 100_000)
+    with pytest.raises(UserError, match="cannot be read as JSON"):
+        load_model(sharded)
     for text, words in [("[]", "JSON object"), ('{"weight_map": 3}', "weight_map must map"),
                         ('{"weight_map": {}}', "names no tensors")]:  # fmt: skip
         path.write_text(text)

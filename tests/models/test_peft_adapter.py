@@ -53,6 +53,16 @@ def adapter_folder(tiny, tiny_folder, tmp_path):
         ({"r": 0}, "r must be a number above 0"),
         ({"lora_alpha": None}, "lora_alpha must be a number above 0"),
         ({"rank_pattern": {"q_proj": "x"}}, "rank_pattern q_proj must be a number"),
+        ({"rank_pattern": ["a"]}, "rank_pattern cannot be ['a']"),
+        ({"rank_pattern": {"(": 3}}, "'(' is no regular expression"),
+        ({"rank_pattern": {"q_proj": 3}}, "self_attn.q_proj has rank 4, adapter_config.json says"),
+        ({"r": 7}, "has rank 4, adapter_config.json says 7"),
+        ({"lora_alpha": float("inf")}, "lora_alpha must be a number above 0"),
+        ({"use_rslora": "no"}, "use_rslora cannot be 'no'"),
+        ({"task_type": "SEQ_CLS"}, "task_type 'SEQ_CLS' is not supported"),
+        ({"target_modules": ["q_proj"]}, "which its target_modules, exclude_modules or layers_to"),
+        ({"exclude_modules": ["q_proj"]}, "has tensors for model.layers.0.self_attn.q_proj"),
+        ({"layers_to_transform": [0]}, "has tensors for model.layers.1."),
         ({"base_model_name_or_path": "gone"}, "gone: no such folder"),
         ({"base_model_name_or_path": None}, "base_model_name_or_path is missing"),
     ],
@@ -73,7 +83,9 @@ Q0 = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     [
         (lambda t: t.pop(Q0), f"tensor {Q0} is missing"),
         (lambda t: t.update({Q0: t[Q0][:, :5].copy()}), "layers.0.self_attn.q_proj has factors"),
-        (lambda t: t.update(surprise=t[Q0]), "tensor surprise has no place"),
+        (lambda t: t.update({Q0: t[Q0][0]}), "is float32 [32]; factors are matrices"),
+        (lambda t: t.update({Q0: t[Q0].astype(np.int8)}), "is int8 [4, 32]; factors are matrices"),
+        (lambda t: t.clear(), "holds no tensors"),
     ],
 )
 def test_tensors_that_do_not_fit(adapter_folder, change, words):
@@ -84,6 +96,14 @@ def test_tensors_that_do_not_fit(adapter_folder, change, words):
     with pytest.raises(UserError) as caught:
         load_model(adapter_folder)
     assert words in str(caught.value)
+
+
+def test_an_adapter_on_an_adapter(adapter_folder):
+    path = adapter_folder / "adapter_config.json"
+    changed = {**json.loads(path.read_text()), "base_model_name_or_path": str(adapter_folder)}
+    path.write_text(json.dumps(changed))
+    with pytest.raises(UserError, match="is an adapter itself"):
+        load_model(adapter_folder)
 
 
 def test_no_adapter_to_export(tiny, tmp_path):

@@ -13,11 +13,12 @@ from jaxunlearn.config import MethodConfig
 from jaxunlearn.methods import registry
 from jaxunlearn.models import lora, transformer
 from jaxunlearn.training import step as steps
-from jaxunlearn.training.step import Rows, StepSpec, combine, init_state, run_steps, update
+from jaxunlearn.training.statistics import Rows, combine
+from jaxunlearn.training.step import StepSpec, init_state, run_steps, update
 
 NUMBERS = {
     "learning_rate": 1e-3, "weight_decay": 0.0, "clip_norm": 1e9, "warmup_steps": 0,
-    "total_steps": 100,
+    "total_steps": 100, "run_seed": 0,
 }  # fmt: skip
 
 
@@ -49,6 +50,7 @@ def problem(model, method="npo", micro_batches=1, hyper=None, **changes):
     }
     batch = {group: batch[group] for group in objective.groups}
     numbers = {k: jnp.float32(v) for k, v in {**own, **NUMBERS, **changes}.items()}
+    numbers["optimizer"] = {}
     frozen = {"params": {}, "reference": model.params}
     return spec, {"params": moved}, frozen, batch, numbers
 
