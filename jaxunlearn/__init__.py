@@ -19,6 +19,7 @@ _PLACES = {
     "unlearn": "jaxunlearn.api",
     "evaluate": "jaxunlearn.api",
     "Result": "jaxunlearn.api",
+    "method": "jaxunlearn.methods.registry",
     "LanguageModel": "jaxunlearn.models.language_model",
     "Row": "jaxunlearn.data.rows",
     "UserError": "jaxunlearn.errors",

@@ -24,6 +24,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Scalar = float | int | bool | str
 
+_PLAIN_NAME = re.compile(r"[\w][\w.+-]*")
 _STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 T = TypeVar("T")
 
@@ -137,7 +138,7 @@ class AdapterConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class MethodConfig:
-    """A method by name; in YAML every further key but `training` is one of its hyper-parameters.
+    """A method by name; in YAML all its keys but these are hyper-parameters of the method.
 
     `jaxunlearn methods` lists them; the method registry checks them.
     """
@@ -147,6 +148,12 @@ class MethodConfig:
     hyper: dict[str, Scalar | None] = Field(default_factory=dict)
     training: dict[str, Scalar] = Field(default_factory=dict)
     """Keys of the training section that are different for this method."""
+    label: str | None = None
+    """What tables call it; default: its name."""
+
+    def __post_init__(self):
+        if self.label is not None and not _PLAIN_NAME.fullmatch(self.label):
+            raise ValueError(f"label {self.label!r} must be a plain name without / in it")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -209,7 +216,7 @@ class Experiment:
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
-        if self.name is not None and not re.fullmatch(r"[\w][\w.+-]*", self.name):
+        if self.name is not None and not _PLAIN_NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} must be a plain folder name without / in it")
 
 
@@ -229,6 +236,7 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
     Args:
       path: YAML file, read with the safe loader.
       overrides: dotted key to value, such as {"training.epochs": 3}; lists are indexed by number.
+        Another `method.name` starts that section anew.
 
     Raises:
       UserError: for a missing or malformed file, an unknown key (names the closest known one), and
@@ -236,6 +244,10 @@ def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) ->
     """
     tree = dict(QUICKSTART) if path is None else _read_yaml(Path(path))
     tree = copy.deepcopy(tree)
+    section, name = tree.get("method"), (overrides or {}).get("method.name")
+    if name is not None and isinstance(section, dict) and section.get("name") != name:
+        # The hyper-parameters that stand there are another method's.
+        tree["method"] = {}
     for key, value in (overrides or {}).items():
         _set(tree, key, value)
     where = "built-in quickstart" if path is None else str(path)
@@ -251,7 +263,7 @@ def dump(experiment: Experiment) -> dict[str, Any]:
         {
             "name": m["name"],
             **m["hyper"],
-            **({"training": m["training"]} if m["training"] else {}),
+            **{key: m[key] for key in ("training", "label") if m[key]},
         }
         for m in (tree["method"], *tree["baselines"])
     ]
@@ -331,7 +343,7 @@ def _nest_hyper(tree: dict[str, Any]) -> dict[str, Any]:
     def nest(method: Any) -> Any:
         if not isinstance(method, dict):
             return method
-        own = {k: v for k, v in method.items() if k in ("name", "training")}
+        own = {k: v for k, v in method.items() if k in ("name", "training", "label")}
         return {**own, "hyper": {k: v for k, v in method.items() if k not in own}}
 
     tree = dict(tree)

@@ -1,6 +1,7 @@
 """A whole experiment: prepare, unlearn, evaluate, report, export."""
 
 import dataclasses
+import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -126,8 +127,10 @@ def labels(experiment: Experiment) -> dict[str, MethodConfig]:
     """A distinct name for every method of the run; the main one comes last."""
     found: dict[str, MethodConfig] = {}
     for method in (*experiment.baselines, experiment.method):
-        same = sum(known.name == method.name for known in found.values())
-        found[method.name if not same else f"{method.name}_{same + 1}"] = method
+        # A user's own method is called by its function: labels are folder names.
+        name = method.label or method.name.rpartition(":")[2]
+        taken = [known for known in found if re.fullmatch(rf"{re.escape(name)}(_\d+)?", known)]
+        found[name if not taken else f"{name}_{len(taken) + 1}"] = method
     return found
 
 

@@ -92,3 +92,27 @@ def test_bad_files(tmp_path, text, words):
 def test_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml: cannot read"):
         config.load("nowhere.yaml")
+
+
+def test_another_method_name_starts_the_section_anew():
+    chosen = config.load(None, {"method.name": "wga", "method.retain_weight": 2.0}).method
+    assert (chosen.name, chosen.hyper) == ("wga", {"retain_weight": 2.0})
+    assert config.load(None, {"method.name": "npo"}).method.hyper["beta"] == 0.3
+
+
+def test_a_method_may_change_the_training_and_its_label():
+    tree = {
+        "method": {"name": "npo", "beta": 0.2, "label": "mine", "training": {"optimizer": "lion"}}
+    }
+    experiment = config.validate(config.Experiment, config._nest_hyper(tree), where="here")
+    assert experiment.method.hyper == {"beta": 0.2} and experiment.method.label == "mine"
+    assert config.training_of(experiment, experiment.method).optimizer == "lion"
+    again = config.validate(
+        config.Experiment, config._nest_hyper(config.dump(experiment)), where="there"
+    )
+    assert again == experiment
+    with pytest.raises(UserError, match="method npo: training: unknown key lr"):
+        config.training_of(experiment, config.MethodConfig(training={"lr": 1.0}))
+    for stop, words in [({}, "exactly one of above"), ({"above": 1, "below": 2}, "exactly one")]:
+        with pytest.raises(UserError, match=words):
+            config.validate(config.Experiment, {"stop": stop}, where="here")

@@ -1,9 +1,22 @@
-"""What the run pipeline and the Python interface share."""
+"""What the run pipeline and the Python interface share: methods as a whole."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from jaxunlearn.config import TrainingConfig
-from jaxunlearn.unlearning import batch_slots
+import jaxunlearn as ju
+from jaxunlearn import config as configs
+from jaxunlearn.config import MethodConfig, StopConfig, TrainingConfig
+from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.metrics import rouge_l_recall
+from jaxunlearn.methods import registry
+from jaxunlearn.unlearning import batch_slots, invented_answers, unlearn_rows
+
+SHORT = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
 
 
 @pytest.mark.parametrize(
@@ -13,3 +26,215 @@ from jaxunlearn.unlearning import batch_slots
 def test_a_batch_has_no_more_slots_than_rows(batch_size, micro_batches, rows, slots):
     training = TrainingConfig(batch_size=batch_size, micro_batches=micro_batches)
     assert batch_slots(training, rows) == slots
+
+
+def unlearn(tiny, world, method, **options):
+    options = {"training": SHORT, **options}
+    return ju.unlearn(tiny, world.forget[:8], world.retain[:8], method=method, **options)
+
+
+def distance(model, start):
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), model.params, start.params)
+    return max(jax.tree.leaves(gaps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", registry.METHODS)
+def test_every_method_runs_and_changes_the_model(tiny, world, method):
+    result = unlearn(tiny, world, method)
+    assert len(result.history) == 4
+    assert all(np.isfinite(row["loss"]) for row in result.history)
+    assert 1e-4 < distance(result.model, tiny) < 1
+
+
+def test_a_task_vector_is_a_subtracted_training(tiny, world):
+    minus, zero = (unlearn(tiny, world, "task_vector", alpha=a).model for a in (2.0, 0.0))
+    assert distance(zero, tiny) == 0
+    plus = unlearn(tiny, world, "task_vector", alpha=1.0).model
+    jax.tree.map(
+        lambda p, m, s: np.testing.assert_allclose(m - s, 2 * (p - s), atol=1e-5),
+        plus.params, minus.params, dict(tiny.params),
+    )  # fmt: skip
+    forget = [(row.question, row.answer) for row in world.forget[:8]]
+    before, after = (ju.evaluate(m, forget, max_new_tokens=4) for m in (tiny, plus))
+    assert after["forget_probability"] < before["forget_probability"]
+
+
+def test_a_task_vector_of_an_adapter_is_its_negative(tiny, world):
+    adapter = {"rank": 2}
+    minus = unlearn(tiny, world, "task_vector", adapter=adapter, alpha=1.0).model.adapter
+    half = unlearn(tiny, world, "task_vector", adapter=adapter, alpha=0.5).model.adapter
+    one, other = minus.factors["layers"]["mlp"]["up"], half.factors["layers"]["mlp"]["up"]
+    np.testing.assert_array_equal(one["a"], other["a"])
+    np.testing.assert_allclose(one["b"], 2 * other["b"], rtol=1e-6)
+    assert float(jnp.abs(one["b"]).max()) > 0
+
+
+def test_refusals_and_other_answers(world):
+    rows = world.forget
+    assert set(refusals(rows, 0)) <= set(REFUSALS) and len(set(refusals(rows, 0))) > 3
+    assert refusals(rows, 0) == refusals(rows, 0) != refusals(rows, 1)
+    assert refusals(rows[:3], 0) == refusals(rows, 0)[:3]
+    given = other_answers(rows, 0)
+    assert sorted(given) == sorted(row.answer for row in rows)
+    distinct = [dataclasses.replace(row, answer=str(i)) for i, row in enumerate(rows)]
+    assert all(a != row.answer for a, row in zip(other_answers(distinct, 5), distinct, strict=True))
+    assert other_answers(rows[:1], 0) == (rows[0].answer,)
+
+
+def test_invented_answers_are_unlike_the_true_ones(tiny, world):
+    rows = world.forget[:6]
+    experiment = configs.Experiment()
+    invented = invented_answers(tiny, rows, experiment)
+    assert invented == invented_answers(tiny, rows, experiment)
+    assert all(text.strip() for text in invented)
+    assert rouge_l_recall(invented, [row.answer for row in rows]).max() < 0.6
+
+
+def test_a_row_too_long_in_one_answer_is_left_out_in_both(tiny, world):
+    long = dataclasses.replace(world.forget[0], answer="word " * 200)
+    result = ju.unlearn(
+        tiny, [long, *world.forget[1:5]], world.retain[:8], method="dpo",
+        training={**SHORT, "epochs": 1},
+    )  # fmt: skip
+    assert len(result.history) == 1
+
+
+def test_only_some_layers_train(tiny, world):
+    training = {**SHORT, "train_only": "layers/1/mlp/(up|down)"}
+    trained = unlearn(tiny, world, "rmu", training=training, layer=1, steering=2.0).model
+    for path, new in jax.tree_util.tree_leaves_with_path(trained.params):
+        keys = [key.key for key in path]
+        old = tiny.params
+        for key in keys:
+            old = old[key]
+        changed = np.array([not np.array_equal(a, b) for a, b in zip(new, old, strict=True)])
+        if keys[:2] == ["layers", "mlp"] and keys[2] in ("up", "down"):
+            assert changed.tolist() == [False, True]
+        else:
+            assert not changed.any()
+
+
+@pytest.mark.parametrize("action", ["rollback", "stop"])
+def test_a_collapse_ends_the_training(tiny, world, tmp_path, capsys, action):
+    """Gradient ascent with a large rate; the bound is crossed well before the last step."""
+    stop = StopConfig(above=12.0, every=2, action=action)
+    training = TrainingConfig(epochs=40, batch_size=4, learning_rate=3e-3)
+    experiment = dataclasses.replace(configs.Experiment(), stop=stop, training=training)
+    said, logged = [], []
+
+    def run(**options):
+        return unlearn_rows(
+            tiny, world.forget[:8], world.retain[:8], experiment,
+            registry.resolve(MethodConfig("grad_ascent")), say=said.append, **options,
+        )  # fmt: skip
+
+    result = run(on_steps=lambda done, total, log: logged.append(done))
+    assert logged[-1] < 80 and logged[-1] % 2 == 0
+    assert "retain_nll is" in said[0] and f"after step {logged[-1]} of 80" in said[0]
+    again = run(checkpoints=tmp_path / "there")
+    assert distance(again, result) == 0
+    if action == "rollback":
+        assert f"the result is that of step {logged[-1] - 2}" in said[0]
+        # What was saved is what was good: the run goes on from it, and ends in the same way.
+        assert distance(run(checkpoints=tmp_path / "there"), result) == 0
+
+
+def test_no_collapse_changes_nothing(tiny, world):
+    training = TrainingConfig(**SHORT)
+    plain = dataclasses.replace(configs.Experiment(), training=training)
+    watched = dataclasses.replace(plain, stop=StopConfig(above=100.0, every=3))
+    one, other = (
+        unlearn_rows(
+            tiny, world.forget[:8], world.retain[:8], experiment,
+            registry.resolve(MethodConfig("npo")),
+        )
+        for experiment in (plain, watched)
+    )  # fmt: skip
+    assert distance(one, other) < 1e-6
+
+
+def test_a_layer_that_is_not_there(tiny, world):
+    with pytest.raises(UserError, match="layer is 2, but the model has layers 0 to 1"):
+        unlearn(tiny, world, "rmu", layer=2)
+
+
+OWN = """
+import jax
+from jaxunlearn import method
+
+
+def soft_ascent(log_probs, *, power: float = 2.0):
+    \"\"\"p ** power, to be minimised.\"\"\"
+    return jax.numpy.exp(power * log_probs)
+
+
+@method(retain="kl", answers="refusal", summary="likes refusals")
+def refusing(seq_log_prob, answer_length, *, beta: float = 1.0):
+    return -beta * seq_log_prob / answer_length
+
+
+def strange(log_probs, moon_phase):
+    return log_probs
+
+
+def untyped(log_probs, *, beta):
+    return log_probs
+"""
+
+
+@pytest.fixture
+def own_file(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_method_from_a_file(tiny, world, own_file):
+    name = f"{own_file}:soft_ascent"
+    assert registry.defaults(name)["power"] == 2.0
+    losses = [row["forget_loss"] for row in unlearn(tiny, world, name, power=0.5).history]
+    assert losses[-1] < losses[0] < 1
+    with pytest.raises(UserError, match="unknown key powr; the closest known key is power"):
+        unlearn(tiny, world, name, powr=0.5)
+
+
+def test_a_registered_method(tiny, world, own_file):
+    name = f"{own_file}:refusing"
+    objective, hyper = registry.objective(MethodConfig(name=name))
+    assert [term.loss.__name__ for term in objective.terms] == ["refusing", "kl"]
+    assert hyper == {"beta": 1.0, "forget_weight": 1.0, "retain_weight": 1.0}
+    assert registry.lookup(name).answers == "refusal"
+    unlearn(tiny, world, name)
+    assert registry.METHODS.pop("refusing").summary == "likes refusals"
+
+
+def test_a_built_in_name_is_not_taken_over():
+    def npo(log_probs):
+        return log_probs
+
+    with pytest.raises(UserError, match="'npo' is built in"):
+        ju.method()(npo)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("{file}:gone", "has no function 'gone'"),
+        ("{file}:strange", "there is no statistic 'moon_phase'"),
+        ("{file}:untyped", "hyper-parameter 'beta' needs a type and a default"),
+        ("nowhere.py:f", "no such file"),
+        ("npoo", "there are: grad_ascent"),
+    ],
+)
+def test_methods_that_cannot_be_used(tiny, world, own_file, name, words):
+    with pytest.raises(UserError) as caught:
+        unlearn(tiny, world, name.format(file=own_file))
+    assert words in str(caught.value)
+
+
+def test_a_file_that_fails(tiny, world, tmp_path):
+    path = tmp_path / "broken.py"
+    path.write_text("1 / 0")
+    with pytest.raises(UserError, match=r"broken.py cannot be run: ZeroDivisionError"):
+        unlearn(tiny, world, f"{path}:f")

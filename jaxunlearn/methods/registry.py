@@ -164,6 +164,7 @@ METHODS: dict[str, Method] = {
     ),
     "retain_finetune": Method(None, "nll", "fine-tuning on the retain rows", "arXiv 2401.06121"),
 }  # fmt: skip
+_BUILT_IN = frozenset(METHODS)
 RETAIN_LOSSES: Mapping[str, Loss | None] = {
     "nll": losses.nll,
     "kl": losses.kl,
@@ -190,15 +191,15 @@ def method(
       **options: further fields of `Method`, such as answers="refusal".
 
     Raises:
-      UserError: the name is taken, or a positional parameter names no statistic.
+      UserError: the name is a built-in method's, or a positional parameter names no statistic.
     """
 
     def register(function: Loss) -> Loss:
         name = function.__name__
-        if name in METHODS and METHODS[name].forget is not function:
-            raise UserError(f"method {name!r} is there already; give the function another name")
+        if name in _BUILT_IN:
+            raise UserError(f"method {name!r} is built in; give the function another name")
         known = Method(function, retain, summary or _first_line(function), source, **options)
-        METHODS[name] = _checked(name, known)
+        function.method = METHODS[name] = _checked(name, known)
         return function
 
     return register
@@ -222,9 +223,8 @@ def lookup(name: str) -> Method:
     loss = getattr(_module(Path(file).absolute()), function, None)
     if not callable(loss):
         raise UserError(f"method.name: {file} has no function {function!r}")
-    if function in METHODS and METHODS[function].forget is loss:
-        return METHODS[function]
-    return _checked(name, Method(loss, "nll", _first_line(loss), "own"))
+    registered = getattr(loss, "method", None)
+    return registered or _checked(name, Method(loss, "nll", _first_line(loss), "own"))
 
 
 def resolve(config: MethodConfig) -> MethodConfig:

@@ -28,7 +28,7 @@ def model_folder(path: str | Path) -> Path:
     """
     folder = os.path.expanduser(path)
     if not str(folder).strip():
-        raise UserError("the model's path is empty; give a folder or a Hub id")
+        raise UserError("the model's path is empty: no such folder; give one, or a Hub id")
     if os.path.isdir(folder):
         return Path(folder)
     if os.path.exists(folder):
