@@ -13,8 +13,8 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import suite
 from jaxunlearn.methods import registry
 from jaxunlearn.models import checkpoint_hf, peft_adapter
-from jaxunlearn.models.checkpoint_hf import load_model as load
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.loading import load_model as load
 from jaxunlearn.unlearning import need_tokenizer, unlearn_rows
 
 __all__ = ["Result", "evaluate", "load", "unlearn"]

@@ -306,7 +306,7 @@ def _families(options: argparse.Namespace) -> None:
 
 def _model(path: str, *, dtype: str | None = None) -> Any:
     """A model folder or Hub id, or the unlearned model of a run folder."""
-    from jaxunlearn.models.checkpoint_hf import load_model
+    from jaxunlearn.models.loading import load_model
 
     folder = Path(path)
     if (folder / "config.yaml").is_file():

@@ -20,9 +20,10 @@ from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
-from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.peft_adapter import export_adapter
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.models import lora, transformer
-from jaxunlearn.models.checkpoint_hf import load_model
 from jaxunlearn.models.generate import generate
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.peft_adapter import export_adapter
 
 torch = pytest.importorskip("torch", reason="the test extra brings torch on Python 3.11")

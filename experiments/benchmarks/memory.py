@@ -41,7 +41,8 @@ WORK = """
 import json, resource, sys, time
 from pathlib import Path
 import jax
-from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model
+from jaxunlearn.models.loading import load_model
 import safetensors, transformers
 
 def now():

@@ -32,9 +32,9 @@ import transformers
 
 from jaxunlearn.config import AdapterConfig, MethodConfig
 from jaxunlearn.methods.registry import objective
-from jaxunlearn.models.checkpoint_hf import load_model
 from jaxunlearn.models.generate import generate
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.training.loop import split_params
 from jaxunlearn.training.step import Rows, StepSpec, init_state, reference_log_probs, run_steps
 

@@ -16,7 +16,6 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.families import Family, family_of, read_config
 from jaxunlearn.models.folders import new_folder, read_json, write_json
 from jaxunlearn.models.hf_config import portable
-from jaxunlearn.models.hub import model_folder
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.tensor_files import DTYPES, Header, TensorFolder, write_tensors
 from jaxunlearn.models.weights import Weight, named_tensors
@@ -32,30 +31,10 @@ _TOKENIZER_FILES = (
 _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
-def load_model(
-    path: str | Path, *, dtype: str | None = None, placement: Placement | None = None
+def load_folder(
+    folder: Path, *, dtype: str | None = None, placement: Placement | None = None
 ) -> LanguageModel:
-    """Loads a Hugging Face model: a folder, or a Hub id such as `org/name`.
-
-    A folder with an `adapter_config.json` is a PEFT adapter: its base is loaded and the adapter put
-    beside it. A folder without tokenizer files gives a model whose `tokenizer` is None. Tensors
-    are read one at a time, straight to their final dtype and device.
-
-    Args:
-      path: folder or Hub id.
-      dtype: of the params; default: as in the file.
-      placement: sharding of each leaf; default: all on the first device.
-
-    Raises:
-      UserError: missing folder, no safetensors, unsupported model_type, a tensor that is missing,
-        extra or of another shape or dtype than config.json says, or a damaged file; names the
-        place.
-    """
-    folder = model_folder(path)
-    if (folder / "adapter_config.json").is_file():
-        from jaxunlearn.models.peft_adapter import load_adapter
-
-        return load_adapter(folder, dtype=dtype, placement=placement)
+    """A model from its Hugging Face folder; see `loading.load_model`, which takes adapters too."""
     return bare_model(folder, read_params(folder, dtype=dtype, placement=placement))
 
 
@@ -80,8 +59,14 @@ def read_params(
 
     Beside the params, one tensor at a time is in host memory.
 
+    Args:
+      folder: with config.json and safetensors.
+      dtype: of the params; default: as in the file.
+      placement: sharding of each leaf; default: all on the first device.
+
     Raises:
-      UserError: as `load_model`.
+      UserError: no safetensors, unsupported model_type, a tensor that is missing, extra or of
+        another shape or dtype than config.json says, or a damaged file; names the place.
     """
     where = str(folder / "config.json")
     hf_config = read_json(folder / "config.json")

@@ -12,7 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.models.checkpoint_hf import Placement, load_model, write_tokenizer
+from jaxunlearn.models.checkpoint_hf import Placement, load_folder, write_tokenizer
 from jaxunlearn.models.families import family_of
 from jaxunlearn.models.folders import new_folder, read_json, write_json
 from jaxunlearn.models.hub import model_folder
@@ -43,8 +43,8 @@ def load_adapter(
 
     Args:
       folder: with adapter_config.json and adapter_model.safetensors.
-      dtype: of the base's params; see `load_model`.
-      placement: of the base's params; see `load_model`.
+      dtype: of the base's params; see `loading.load_model`.
+      placement: of the base's params; see `loading.load_model`.
 
     Raises:
       UserError: another kind of adapter, an option that is not supported, a tensor that is missing
@@ -62,7 +62,7 @@ def load_adapter(
     source = model_folder(_base(settings, where))
     if (source / SETTINGS).is_file():
         raise UserError(f"{where}: the base {source} is an adapter itself; merge that one first")
-    base = load_model(source, dtype=dtype, placement=placement)
+    base = load_folder(source, dtype=dtype, placement=placement)
     factors: dict[tuple[str, ...], jax.Array] = {}
     usual = _scale(settings, "", where)
     for weight in _modules(base):

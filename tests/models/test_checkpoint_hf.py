@@ -15,7 +15,8 @@ from safetensors.numpy import load_file, save_file
 
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import checkpoint_hf, checkpoint_orbax
-from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.rope import Llama3, Rope
 
 
@@ -317,7 +318,8 @@ import jax, numpy as np
 from pathlib import Path
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 from jaxunlearn.models import checkpoint_orbax
-from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model
+from jaxunlearn.models.loading import load_model
 
 folder, out = map(Path, sys.argv[1:])
 assert jax.device_count() == 8

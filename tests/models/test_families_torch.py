@@ -14,9 +14,10 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxunlearn.models import transformer
-from jaxunlearn.models.checkpoint_hf import export_model, load_model
+from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.families import family_of
 from jaxunlearn.models.generate import generate
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.weights import named_tensors
 
 torch = pytest.importorskip("torch", reason="the test extra brings torch on Python 3.11")

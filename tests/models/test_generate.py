@@ -169,7 +169,7 @@ def test_changing_numbers_does_not_compile(params):
 
 
 def test_stories260k_continues_as_published(stories260k):
-    from jaxunlearn.models.checkpoint_hf import load_model
+    from jaxunlearn.models.loading import load_model
 
     model = load_model(stories260k)
     text = "Once upon a time, there was a little girl named Lily."

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxunlearn.models import transformer
-from jaxunlearn.models.checkpoint_hf import load_model
 from jaxunlearn.models.families import FAMILIES, family_of
+from jaxunlearn.models.loading import load_model
 
 GOLDENS = sorted(Path(__file__).with_name("goldens").glob("*.safetensors"))
 

@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import lora, transformer
-from jaxunlearn.models.checkpoint_hf import load_model
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.peft_adapter import export_adapter
 
 TOKENS = np.random.default_rng(0).integers(3, 90, (2, 24))

@@ -207,7 +207,7 @@ def test_rope_scaling_slows_only_low_frequencies():
 
 
 def test_published_values_of_stories260k(stories260k, shared):
-    from jaxunlearn.models.checkpoint_hf import load_model
+    from jaxunlearn.models.loading import load_model
 
     model = load_model(stories260k)
     tokens = np.array(
@@ -222,7 +222,7 @@ def test_published_values_of_stories260k(stories260k, shared):
 
 @pytest.mark.slow
 def test_mean_nll_of_stories260k_on_its_own_data(stories260k, shared):
-    from jaxunlearn.models.checkpoint_hf import load_model
+    from jaxunlearn.models.loading import load_model
 
     model = load_model(stories260k)
     lines = (shared / "data/tinystories/stories_valid.jsonl").read_text().splitlines()[:100]
