@@ -22,6 +22,13 @@ SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TEMPLATE = "Question: {question}\nAnswer:"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_programs_of_other_modules():
+    """Each compiled program maps memory; those of a whole suite exceed what a process may map."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture(scope="session")
 def shared():
     """Folder of the real data and models, which is not part of the project."""
