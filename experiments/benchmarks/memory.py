@@ -38,23 +38,24 @@ LLAMA_32_1B = {
 }
 
 WORK = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import jax
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.loading import load_model
 import safetensors, transformers
 
-def now():
+def memory(key):
+    # Not getrusage: its peak counts the parent process before the start of this one.
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmRSS"))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 def peak():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return memory("VmHWM")
 
 source, out = sys.argv[1:]
 jax.numpy.zeros(8).block_until_ready()
-base, start = now(), time.perf_counter()
+base, start = memory("VmRSS"), time.perf_counter()
 model = jax.block_until_ready(load_model(source))
 imported, seconds = peak() - base, time.perf_counter() - start
 start = time.perf_counter()
