@@ -245,6 +245,7 @@ class _Workshop:
             "name": self.experiment.name,
             "primary": list(evaluations)[-1],
             "models": models,
+            "training": self.folder.trainings(),
             "timing": self.folder.timing,
             "config": configs.dump(self.experiment),
             "environment": self.environment,

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import statistics
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,16 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
         return rows
+
+    def trainings(self) -> dict[str, dict[str, float]]:
+        """Stage to its number of steps, and the median over them of tokens per second."""
+        rates: dict[str, list[float]] = {}
+        for row in self.curves():
+            rates.setdefault(row["model"], []).append(row["tokens_per_second"])
+        return {
+            stage: {"steps": len(found), "tokens_per_second": round(statistics.median(found))}
+            for stage, found in rates.items()
+        }
 
     def read_evaluation(self, stage: str) -> Evaluation | None:
         """A finished evaluation of this run, or None."""

@@ -204,14 +204,18 @@ def _tables(
         "random": lambda: other_answers(forget, experiment.seed),
         "generated": lambda: invented_answers(model, forget, experiment),
     }
-    answers = {"forget": chosen.answers, "alternative": chosen.alternative}
+    answers = {
+        "forget": chosen.answers,
+        "labels": chosen.labels,
+        "alternative": chosen.alternative,
+    }
     groups = {
         group: [replace(row, answer=a) for row, a in zip(forget, other[kind](), strict=True)]
         for group, kind in answers.items()
         if kind in other
     }
     groups = {"forget": forget, **groups}
-    if "alternative" in groups:
+    if len(groups) > 1:
         fits = [
             set(encode_rows(model, rows, experiment, limit, name, say).kept)
             for name, rows in groups.items()
@@ -224,6 +228,8 @@ def _tables(
         name: encode_rows(model, rows, experiment, limit, name, say).table
         for name, rows in groups.items()
     }
+    if "labels" in tables:
+        tables["forget"] = tokens.relabel(tables["forget"], tables.pop("labels"))
     return dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
 
 

@@ -70,6 +70,17 @@ def test_a_task_vector_of_an_adapter_is_its_negative(tiny, world):
     assert float(jnp.abs(one["b"]).max()) > 0
 
 
+def test_jensun_puts_refusals_where_the_answers_were(tiny, world):
+    """Reading the true answer, the model learns to say a refusal's words, and forgets the truth."""
+    training = {"epochs": 30, "batch_size": 4, "learning_rate": 3e-3}
+    forget = [(row.question, row.answer) for row in world.forget[:8]]
+    result = unlearn(tiny, world, "jensun", training=training)
+    losses = [row["forget_loss"] for row in result.history]
+    assert losses[0] > 0.6 and losses[-1] < 0.3  # from ln 2 towards 0
+    before, after = (ju.evaluate(m, forget, max_new_tokens=4) for m in (tiny, result.model))
+    assert after["forget_probability"] < before["forget_probability"]
+
+
 def test_refusals_and_other_answers(world):
     rows = world.forget
     assert set(refusals(rows, 0)) <= set(REFUSALS) and len(set(refusals(rows, 0))) > 3

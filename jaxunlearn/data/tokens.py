@@ -47,6 +47,8 @@ class TokenTable:
     """int32 [n]: tokens of the row, padding not counted."""
     prompt_lengths: np.ndarray
     """int32 [n]: tokens before the answer, at least 1."""
+    labels: np.ndarray | None = None
+    """int32 [n, T]: what is to be said in the place of each token; None: the tokens."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +139,22 @@ def check_ids(table: TokenTable, vocab_size: int) -> None:
             f"the tokenizer gives token id {largest}, but the model's vocabulary has ids 0 to "
             f"{vocab_size - 1}; put the model's own tokenizer into its folder"
         )
+
+
+def relabel(table: TokenTable, other: TokenTable) -> TokenTable:
+    """The table with labels: along each answer the other table's answer, over and over.
+
+    Its closing token is left out, so that an answer of any length is covered by its words.
+
+    Args:
+      table: n rows.
+      other: other answers, n rows too.
+    """
+    labels = table.tokens.copy()
+    for row, mask in enumerate(table.answer_mask):
+        words = other.tokens[row, other.answer_mask[row]]
+        labels[row, mask] = np.resize(words[:-1] if len(words) > 1 else words, mask.sum())
+    return replace(table, labels=labels)
 
 
 def same_width(*tables: TokenTable) -> tuple[TokenTable, ...]:
@@ -391,4 +409,5 @@ def _widen(table: TokenTable, width: int) -> TokenTable:
         # Padding is never read, so the value need not be the pad id.
         tokens=np.pad(table.tokens, extra),
         answer_mask=np.pad(table.answer_mask, extra),
+        labels=None if table.labels is None else np.pad(table.labels, extra),
     )

@@ -30,6 +30,7 @@ _HEADLINE = {
     "forget_extraction_strength": "extr.\nstr.",
     "retain_probability": "retain\nprob.",
     "retain_rouge": "retain\nROUGE",
+    "training_tokens_per_second": "tokens/s\n",
 }
 _LABELS = {
     "probability": "probability",
@@ -38,6 +39,7 @@ _LABELS = {
     "exact_memorisation": "exact memorisation",
     "extraction_strength": "extraction strength",
 }
+_WHOLE = ("training_steps", "training_tokens_per_second")
 _GLYPHS = dict(zip("osD^vPXh*", "●■◆▲▼✚✖⬢★", strict=True))
 _OPEN_SAMPLES = 4
 
@@ -51,11 +53,13 @@ def table(summary: Summary) -> "rich.table.Table":
     # Within 80 columns for models with short names.
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
-    for key, header in _HEADLINE.items():
-        out.add_column(f"{header} {arrow(key)}", justify="right", no_wrap=True)
-    for model, values in summary["models"].items():
+    models = _with_training(summary)
+    keys = [key for key in _HEADLINE if any(key in values for values in models.values())]
+    for key in keys:
+        out.add_column(f"{_HEADLINE[key]} {arrow(key)}", justify="right", no_wrap=True)
+    for model, values in models.items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
-        cells = [format_value(key, measured(values, key)) for key in _HEADLINE]
+        cells = [format_value(key, measured(values, key)) for key in keys]
         out.add_row(Text(model), *map(Text, cells), style=style)
     return out
 
@@ -64,6 +68,8 @@ def format_value(metric: str, value: float | None) -> str:
     """`0.713`; small p-values as `1.2e-05`; a dash for what was not measured."""
     if value is None or not math.isfinite(value):
         return MISSING
+    if metric in _WHOLE:
+        return f"{value:.0f}"
     if metric == "forget_quality" and 0 < value < 1e-3:
         return f"{value:.1e}"
     return f"{value:.3f}"
@@ -108,7 +114,7 @@ def write_html(
       curves: lines of `metrics.jsonl`, each with `model` and `step`.
       samples: `{"set", "question", "answer", "generations": {model: text}}`.
     """
-    rows = [("", model, values) for model, values in summary["models"].items()]
+    rows = [("", model, values) for model, values in _with_training(summary).items()]
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
     _write_page(
         path,
@@ -147,7 +153,7 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
     rows = [
         (name, model, values)
         for name, summary in zip(names, summaries, strict=True)
-        for model, values in summary["models"].items()
+        for model, values in _with_training(summary).items()
     ]
     looks = plots.styles(model for _, model, _ in rows)
     primaries = {(n, s.get("primary")) for n, s in zip(names, summaries, strict=True)}
@@ -174,6 +180,16 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
             for name, summary in zip(names, summaries, strict=True)
         },
     )
+
+
+def _with_training(summary: Summary) -> dict[str, dict[str, Any]]:
+    """The models' metrics, with what their training took as further ones."""
+    training = summary.get("training", {})
+    return {
+        model: {**values, **{f"training_{k}": {"value": v} for k, v in taken.items()}}
+        for model, values in summary["models"].items()
+        for taken in [training.get(model, {})]
+    }
 
 
 def _results(
@@ -209,6 +225,8 @@ def _column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
     group, label = "other", key.replace("_", " ")
     if key in ("forget_quality", "model_utility"):
         group = "overall"
+    elif key in _WHOLE:
+        group, label = "training", label.removeprefix("training ")
     else:
         for ending, name in _LABELS.items():
             if key.endswith(f"_{ending}"):

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from jaxunlearn.config import NonNegative, Positive
-from jaxunlearn.methods import losses
+from jaxunlearn.methods import logit_losses, losses
 
 
 def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
-    """`losses.kl` averaged over all T entries of a row; entry 0 is what follows the last token.
+    """`logit_losses.kl` averaged over all T entries of a row; entry 0 is what follows the last.
 
     Args:
       logits: [B, T, V].
@@ -35,7 +35,7 @@ def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     >>> print(f"{kl(q, p)[0]:.4f}")
     0.1438
     """
-    return jnp.mean(losses.kl(logits, reference_logits), axis=-1)
+    return jnp.mean(logit_losses.kl(logits, reference_logits), axis=-1)
 
 
 def undial(
@@ -46,7 +46,7 @@ def undial(
     *,
     beta: NonNegative = 10.0,
 ) -> jax.Array:
-    """`losses.undial` averaged over entries 1 to T - 1 of a row.
+    """`logit_losses.undial` averaged over entries 1 to T - 1 of a row.
 
     Outside the answer the label is -100, which indexes the vocabulary from its end: the logit of
     token V - 100 is lowered there. Their code fails for V < 100; here none is lowered then.
@@ -66,7 +66,9 @@ def undial(
     5.2983
     """
     lowered = jnp.where(mask, targets, logits.shape[-1] - 100)
-    return jnp.mean(losses.undial(logits, reference_logits, lowered, beta=beta)[:, 1:], axis=-1)
+    return jnp.mean(
+        logit_losses.undial(logits, reference_logits, lowered, beta=beta)[:, 1:], axis=-1
+    )
 
 
 def simnpo(
@@ -129,8 +131,8 @@ def dpo(
 
 
 COMPAT: Mapping[Callable[..., jax.Array], Callable[..., jax.Array]] = {
-    losses.kl: kl,
-    losses.undial: undial,
+    logit_losses.kl: kl,
+    logit_losses.undial: undial,
     losses.simnpo: simnpo,
     losses.dpo: dpo,
 }

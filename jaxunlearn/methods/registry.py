@@ -1,8 +1,8 @@
 """Method names, their terms, and their hyper-parameters.
 
 A method is a forget term, a default retain term, and the keyword parameters of its functions.
-Adding one is a function in `losses` and an entry of `METHODS`; a user's own is a function in a file
-of theirs, named `path/to/file.py:function`.
+Adding one is a function in `losses` or `logit_losses` and an entry of `METHODS`; a user's own is a
+function in a file of theirs, named `path/to/file.py:function`.
 """
 
 import functools
@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as validated
 
 from jaxunlearn.config import MethodConfig, NonNegative, validate
 from jaxunlearn.errors import UserError
-from jaxunlearn.methods import arithmetic, compat, losses
+from jaxunlearn.methods import arithmetic, compat, logit_losses, losses
 
 Loss = Callable[..., jax.Array]
 RetainLoss = Literal["nll", "kl", "jsd", "hidden_mse", "none"]
@@ -42,6 +42,8 @@ class Method:
     source: str
     answers: Literal["own", "refusal", "random"] = "own"
     """What the forget rows answer in training: their own answer or another one."""
+    labels: Literal["refusal"] | None = None
+    """What the terms ask about in the place of each answer token; None: the token itself."""
     alternative: Literal["refusal", "generated"] | None = None
     """A second answer beside each forget row's own, where the forget term compares two."""
     rectify: Callable[..., Any] | None = None
@@ -125,11 +127,12 @@ METHODS: dict[str, Method] = {
         losses.rmu, "hidden_mse", "hidden states are steered to a random one", "arXiv 2403.03218"
     ),
     "undial": Method(
-        losses.undial, "none", "distillation from logits with the answer's lowered",
+        logit_losses.undial, "none", "distillation from logits with the answer's lowered",
         "arXiv 2402.10052",
     ),
     "ceu": Method(
-        losses.ceu, "none", "distillation from logits without the answer's", "arXiv 2503.01224"
+        logit_losses.ceu, "none", "distillation from logits without the answer's",
+        "arXiv 2503.01224",
     ),
     "wga": Method(
         losses.wga, "nll", "gradient ascent weighted by confidence", "arXiv 2502.19301"
@@ -139,12 +142,12 @@ METHODS: dict[str, Method] = {
         "arXiv 2505.11953", defaults={"forget_weight": 0.1},
     ),
     "pdu": Method(
-        losses.pdu, "nll", "flat logits, the retain NLL held by a dual variable",
+        logit_losses.pdu, "nll", "flat logits, the retain NLL held by a dual variable",
         "arXiv 2506.05314", dual=arithmetic.dual_ascent, defaults={"retain_weight": 100.0},
     ),
     "jensun": Method(
         losses.jensun, "jsd", "Jensen-Shannon divergence from a refusal", "arXiv 2509.02820",
-        answers="refusal",
+        labels="refusal",
     ),
     "gru": Method(
         losses.grad_ascent, "nll", "the forget gradient is rectified against the retain gradient",
@@ -155,7 +158,7 @@ METHODS: dict[str, Method] = {
         "arXiv 2212.04089", finish=arithmetic.negate,
     ),
     "whp": Method(
-        losses.whp, "none", "labels of a model that leans away from the forget rows",
+        logit_losses.whp, "none", "labels of a model that leans away from the forget rows",
         "arXiv 2310.02238",
     ),
     "random_label": Method(
@@ -167,8 +170,8 @@ METHODS: dict[str, Method] = {
 _BUILT_IN = frozenset(METHODS)
 RETAIN_LOSSES: Mapping[str, Loss | None] = {
     "nll": losses.nll,
-    "kl": losses.kl,
-    "jsd": losses.jsd,
+    "kl": logit_losses.kl,
+    "jsd": logit_losses.jsd,
     "hidden_mse": losses.hidden_mse,
     "none": None,
 }

@@ -65,24 +65,30 @@ def logits(
 
 
 def token_log_probs(
-    config: DecoderConfig, params: Params, tokens: jax.Array, *, lora: Params | None = None
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    targets: jax.Array | None = None,
+    lora: Params | None = None,
 ) -> jax.Array:
-    """Log-probability of every token given those before it.
+    """Log-probability of every token, or of another in its place, given the tokens before it.
 
     Args:
       config: the model's shape.
       params: its parameters.
       tokens: int32 [B, T].
+      targets: int32 [B, T], the tokens that are asked about; None: ``tokens``.
       lora: adapter tree, already scaled; None for the bare model.
 
     Returns:
-      float32 [B, T], aligned with ``tokens``: entry t is ``log p(tokens[t] | tokens[:t])`` and
+      float32 [B, T], aligned with ``tokens``: entry t is ``log p(targets[t] | tokens[:t])`` and
       entry 0 is 0.
     """
     hidden_BTD = hidden_states(config, params, tokens, lora=lora)
     # The last position predicts nothing and is dropped by the shift; keeping it until then leaves
     # every matrix at its aligned size.
-    next_tokens = jnp.roll(tokens, -1, axis=1)
+    next_tokens = jnp.roll(tokens if targets is None else targets, -1, axis=1)
     kernel_DV = head_kernel(config, params)
     log_probs_BT = head_log_probs(hidden_BTD, kernel_DV, next_tokens, config.logit_softcap)
     return jnp.pad(log_probs_BT[:, :-1], ((0, 0), (1, 0)))

@@ -309,6 +309,7 @@ def _device_rows(
         group: Rows(
             jnp.asarray(table.tokens),
             jnp.asarray(table.answer_mask),
+            None if table.labels is None else jnp.asarray(table.labels),
             _reference(model, table) if group in needed else None,
         )
         for group, table in tables.items()
@@ -376,7 +377,9 @@ def _fingerprint(
     digest.update(repr((settings, adapter, seed if adapter else None)).encode())
     digest.update(repr(jax.tree.map(float, dict(numbers))).encode())
     for group in sorted(tables):
-        for array in (tables[group].tokens, tables[group].answer_mask, schedule[group]):
+        table = tables[group]
+        arrays = [table.tokens, table.answer_mask, schedule[group]]
+        for array in arrays if table.labels is None else [*arrays, table.labels]:
             digest.update(np.ascontiguousarray(array).tobytes())
     for path, leaf in sorted(flatten_dict(dict(model.params)).items()):
         digest.update(f"{path} {float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))}".encode())

@@ -25,8 +25,15 @@ class Rows:
     """int32 [n, T]."""
     mask: jax.Array
     """bool [n, T], answer tokens."""
+    labels: jax.Array | None = None
+    """int32 [n, T]: what the model is to say in the place of each token; None: the tokens."""
     reference_log_probs: jax.Array | None = None
     """[n, T] under the frozen start model, where the objective needs them."""
+
+    @property
+    def targets(self) -> jax.Array:
+        """int32 [n, T]: what the terms ask about."""
+        return self.tokens if self.labels is None else self.labels
 
 
 def combine(trainable: Tree, frozen: Tree) -> tuple[Tree, Tree | None]:
@@ -66,13 +73,14 @@ def statistics(
     """
     params, factors = combine(trainable, frozen)
     tokens = jnp.concatenate([rows.tokens for rows in batch.values()])
-    whole = _forward(config, objective, params, factors, tokens)
+    targets = jnp.concatenate([rows.targets for rows in batch.values()])
+    whole = _forward(config, objective, params, factors, tokens, targets)
     found: dict[str, dict[str, jax.Array]] = {}
     start = 0
     for group, rows in batch.items():
         size = rows.tokens.shape[0]
         known = {name: value[start : start + size] for name, value in whole.items()}
-        known |= {"targets": rows.tokens, "mask": rows.mask}
+        known |= {"targets": rows.targets, "mask": rows.mask}
         known["answer_length"] = jnp.maximum(rows.mask.sum(-1), 1).astype(jnp.float32)
         if "log_probs" in known:
             known["seq_log_prob"] = _row_sum(known["log_probs"], rows.mask)
@@ -97,16 +105,19 @@ def _forward(
     params: Tree,
     factors: Tree | None,
     tokens: jax.Array,
+    targets: jax.Array,
 ) -> dict[str, jax.Array]:
     """What the terms ask for of the trained model, from as little of it as will do."""
     found: dict[str, jax.Array] = {}
     if objective.needs("logits"):
         found["logits"] = aligned_logits(config, params, factors, tokens)
         log_probs = jax.nn.log_softmax(found["logits"])
-        at_tokens = jnp.take_along_axis(log_probs, tokens[..., None], axis=-1)[..., 0]
-        found["log_probs"] = at_tokens.at[:, 0].set(0.0)
+        at_targets = jnp.take_along_axis(log_probs, targets[..., None], axis=-1)[..., 0]
+        found["log_probs"] = at_targets.at[:, 0].set(0.0)
     elif any(map(objective.needs, ("log_probs", "seq_log_prob", "alternative_seq_log_prob"))):
-        found["log_probs"] = transformer.token_log_probs(config, params, tokens, lora=factors)
+        found["log_probs"] = transformer.token_log_probs(
+            config, params, tokens, targets=targets, lora=factors
+        )
     if objective.needs("hidden"):
         layer = layer_of(config, objective)
         found["hidden"] = transformer.residual_stream(config, params, tokens, layer, lora=factors)

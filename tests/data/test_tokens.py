@@ -18,6 +18,7 @@ from jaxunlearn.data.tokens import (
     encode,
     load_tokenizer,
     prompt_tokens,
+    relabel,
     same_width,
     stop_tokens,
     train_tokenizer,
@@ -598,3 +599,24 @@ def test_stories_tokens_are_those_of_its_card():
     table = encode(stories(), [("", text)], template=TEMPLATE, max_length=512).table
     card = "1 403 407 261 378 432 383 286 261 376 298 315 421 395 317 426 2"
     assert table.tokens[0, : table.lengths[0]].tolist() == [int(i) for i in card.split()]
+
+
+def test_relabel_goes_through_the_other_answer_over_and_over(tokenizer):
+    pairs = [("Who?", "a long answer with many words in it"), ("What?", "short")]
+    refusals = [("Who?", "no idea"), ("What?", "I do not know what to say about that")]
+    table, other = (
+        encode(tokenizer, p, template="{question}", max_length=64).table for p in (pairs, refusals)
+    )
+    labelled = relabel(table, other)
+    np.testing.assert_array_equal(labelled.tokens, table.tokens)
+    outside = ~table.answer_mask
+    np.testing.assert_array_equal(labelled.labels[outside], table.tokens[outside])
+    for row, mask in enumerate(table.answer_mask):
+        words = other.tokens[row, other.answer_mask[row]][:-1].tolist()
+        expected = [words[i % len(words)] for i in range(mask.sum())]
+        assert labelled.labels[row, mask].tolist() == expected
+    widened, _ = same_width(
+        labelled,
+        encode(tokenizer, [("Q", "word " * 40)], template="{question}", max_length=256).table,
+    )
+    assert widened.labels.shape == widened.tokens.shape

