@@ -285,9 +285,10 @@ def _report(options: argparse.Namespace) -> None:
 def _methods(options: argparse.Namespace) -> None:
     from jaxunlearn.methods import registry
 
+    width = max(map(len, registry.METHODS))
     for name, method in registry.METHODS.items():
         settings = ", ".join(f"{k}={v}" for k, v in registry.defaults(name).items())
-        print(f"{name:<12} {settings}; {method.summary} ({method.source})")
+        print(f"{name:<{width}} {settings}; {method.summary} ({method.source})")
 
 
 def _samplers(options: argparse.Namespace) -> None:

@@ -151,6 +151,31 @@ def test_a_collapse_ends_the_training(tiny, world, tmp_path, capsys, action):
         assert distance(run(checkpoints=tmp_path / "there"), result) == 0
 
 
+@pytest.mark.parametrize("method", ["pdu", "altpo", "whp", "jensun"])
+def test_an_interrupted_method_ends_as_if_it_were_not(tiny, world, tmp_path, method):
+    """What is made before the training, and what changes beside the parameters, comes back too."""
+    training = TrainingConfig(**{**SHORT, "epochs": 3}, checkpoint_every=2)
+    experiment = dataclasses.replace(configs.Experiment(), training=training)
+
+    def run(**options):
+        return unlearn_rows(
+            tiny, world.forget[:8], world.retain[:8], experiment,
+            registry.resolve(MethodConfig(method, {"retain_weight": 5.0})), **options,
+        )  # fmt: skip
+
+    def cut(done, total, log):
+        if done >= 4:
+            raise KeyboardInterrupt
+
+    place = tmp_path / "checkpoints"
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoints=place, on_steps=cut)
+    steps = []
+    resumed = run(checkpoints=place, on_steps=lambda done, total, log: steps.append(done))
+    assert steps[0] > 4 and steps[-1] == 6
+    assert distance(resumed, run()) == 0
+
+
 def test_no_collapse_changes_nothing(tiny, world):
     training = TrainingConfig(**SHORT)
     plain = dataclasses.replace(configs.Experiment(), training=training)
