@@ -55,7 +55,7 @@ def unlearn(
     method: str = "npo",
     training: Mapping[str, Any] | None = None,
     adapter: Mapping[str, Any] | None = None,
-    sampling: str = "random",
+    sampling: str | Mapping[str, Any] = "random",
     template: str = DataConfig().template,
     seed: int = 0,
     **hyper: float | str,
@@ -70,7 +70,8 @@ def unlearn(
       method: a name that `jaxunlearn methods` lists.
       training: keys of the config's training section, such as {"epochs": 5}.
       adapter: {"rank": 8, "alpha": 16} trains a LoRA adapter; None trains all parameters.
-      sampling: which forget row meets which retain row.
+      sampling: which forget row meets which retain rows: a name that `jaxunlearn samplers` lists,
+        or keys of the config's sampling section.
       template: prompt for tokenizers without a chat template.
       seed: of the sampling, and of a fresh adapter.
       **hyper: the method's hyper-parameters, such as beta=0.1.
@@ -86,7 +87,7 @@ def unlearn(
             "method": {"name": method, "hyper": hyper},
             "training": dict(training or {}),
             "adapter": None if adapter is None else dict(adapter),
-            "sampling": {"name": sampling},
+            "sampling": {"name": sampling} if isinstance(sampling, str) else dict(sampling),
         },
         where="unlearn",
     )

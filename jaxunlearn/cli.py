@@ -292,10 +292,14 @@ def _methods(options: argparse.Namespace) -> None:
 
 
 def _samplers(options: argparse.Namespace) -> None:
+    from jaxunlearn.config import SamplingConfig
     from jaxunlearn.data.sampling import SAMPLERS
 
+    width = max(map(len, SAMPLERS))
     for name, sampler in SAMPLERS.items():
-        print(f"{name:<12} {(sampler.__doc__ or '').splitlines()[0]}")
+        settings = ", ".join(f"{k}={v}" for k, v in SamplingConfig(name).options.items())
+        summary = (sampler.__doc__ or "").splitlines()[0]
+        print(f"{name:<{width}} {settings}{'; ' if settings else ''}{summary}")
 
 
 def _families(options: argparse.Namespace) -> None:

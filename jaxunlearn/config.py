@@ -6,27 +6,51 @@ that names the key, what was found there and what is allowed.
 
 import copy
 import dataclasses
-import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
 
 from jaxunlearn.errors import UserError
+from jaxunlearn.validation import (
+    Count,
+    Fraction,
+    NonNegative,
+    Positive,
+    Scalar,
+    kind_of,
+    validate,
+)
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
-Scalar = float | int | bool | str
+Sampler = Literal["sequential", "random", "cyclic", "melu", "cross_wired", "exposure_matched"]
 
+# Keys of the data section that not every format has, and the formats that have them.
+_FILES = ("tofu", "melu", "jsonl", "csv", "parquet")
+_DATA_KEYS = {
+    **dict.fromkeys(("path", "forget", "retain", "columns"), _FILES),
+    "test": ("melu",),
+    **dict.fromkeys(("authors", "neighbours"), ("tofu",)),
+    **dict.fromkeys(("world", "people", "forget_people", "scale"), ("synthetic",)),
+}
+_WORLD_KEYS = {
+    **dict.fromkeys(("people", "forget_people"), ("people",)),
+    "scale": ("neighbours",),
+}
+_SAMPLER_KEYS = {
+    "replacement": ("random",),
+    **dict.fromkeys(
+        ("general", "general_weight", "on_missing"), ("melu", "cross_wired", "exposure_matched")
+    ),
+}
+# Keys of a method's section that are no hyper-parameters of the method.
+_METHOD_KEYS = ("training", "sampling", "label")
 _PLAIN_NAME = re.compile(r"[\w][\w.+-]*")
 _STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -59,12 +83,15 @@ class ModelConfig:
 class DataConfig:
     """Which rows are forgotten, which are kept, and how they become tokens."""
 
-    format: Literal["synthetic", "tofu", "jsonl", "csv", "parquet"] = "synthetic"
+    format: Literal["synthetic", "tofu", "melu", "jsonl", "csv", "parquet"] = "synthetic"
     path: str | None = None
     """Folder of the data set; `forget` and `retain` are looked up in it."""
     forget: str | None = None
     """TOFU split (`forget01`) or a file."""
     retain: str | None = None
+    test: str | None = None
+    """MELU only: file of neighbours and general rows that are learned and evaluated, but are
+    in no retain set."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Ours to theirs, e.g. {question: prompt, answer: completion}."""
     template: str = "Question: {question}\nAnswer:"
@@ -73,17 +100,25 @@ class DataConfig:
     """Tokens per row; default: the model's own limit. Longer rows are left out and counted."""
     authors: Annotated[int, Field(ge=2)] | None = None
     """TOFU only: keep the forget authors and those that follow in the file, round its end."""
+    neighbours: bool = False
+    """TOFU only: each retain author becomes an indirect neighbour of a forget author."""
+    world: Literal["people", "neighbours"] = "people"
+    """Synthetic world: unrelated people, or people with what is related to them."""
     people: Annotated[int, Field(ge=4)] = 40
-    """Synthetic world: how many invented people."""
+    """World of people: how many of them."""
     forget_people: Count = 4
-    """Synthetic world: how many of them are forgotten."""
+    """World of people: how many of them are forgotten."""
+    scale: Positive = 0.2
+    """World of neighbours: its size; 1 is that of MELU's data (20 forget entities, 2637 rows)."""
 
     def __post_init__(self):
+        _refuse_changed(self, _DATA_KEYS, "format", self.format)
         if self.format != "synthetic":
             for key in ("forget", "retain"):
                 if getattr(self, key) is None:
                     raise ValueError(f"{key} is required for format {self.format}")
-        elif self.forget_people >= self.people:
+        _refuse_changed(self, _WORLD_KEYS, "world", self.world)
+        if self.forget_people >= self.people:
             raise ValueError("forget_people must be smaller than people")
         if "{question}" not in self.template:
             raise ValueError("template must contain {question}")
@@ -148,6 +183,8 @@ class MethodConfig:
     hyper: dict[str, Scalar | None] = Field(default_factory=dict)
     training: dict[str, Scalar] = Field(default_factory=dict)
     """Keys of the training section that are different for this method."""
+    sampling: dict[str, Scalar] = Field(default_factory=dict)
+    """Keys of the sampling section that are different for this method."""
     label: str | None = None
     """What tables call it; default: its name."""
 
@@ -158,9 +195,33 @@ class MethodConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class SamplingConfig:
-    """Which forget row meets which retain row."""
+    """Which forget row meets which retain rows; `jaxunlearn samplers` says how."""
 
-    name: Literal["random", "cyclic"] = "random"
+    name: Sampler = "random"
+    subset: Literal["full", "direct", "indirect", "balanced"] = "full"
+    """The neighbours in use: of one kind, or as many of both; general rows always are."""
+    order: Literal["shuffle", "contiguous", "entity_batch", "round_robin"] = "shuffle"
+    """Of the pairs of an epoch: at random, as made, by entity, or from each entity in turn."""
+    ratio: Count = 1
+    """Retain rows beside each forget row."""
+    match_steps: Count | Sampler | None = None
+    """As many steps as this, or as this sampler takes; default: as training.epochs gives."""
+    replacement: bool = False
+    """random: draw each partner from all retain rows, also from those drawn already."""
+    general: Literal["static", "per_epoch"] = "static"
+    """melu and its controls: which forget row a general row meets is drawn once, or per epoch."""
+    general_weight: Literal["uniform", "exposure"] = "uniform"
+    """melu and its controls: it is drawn evenly, or by how often the forget rows are shown."""
+    on_missing: Literal["raise", "general"] = "raise"
+    """melu and its controls: what an entity without neighbours meets."""
+
+    def __post_init__(self):
+        _refuse_changed(self, _SAMPLER_KEYS, "name", self.name)
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What the sampler itself is to know."""
+        return {key: getattr(self, key) for key, of in _SAMPLER_KEYS.items() if self.name in of}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -186,11 +247,16 @@ class StopConfig:
 class EvaluationConfig:
     """What is measured."""
 
-    suite: Literal["tofu"] = "tofu"
+    suite: Literal["tofu", "melu"] = "tofu"
     batch_size: Count = 32
     max_new_tokens: Count = 200
     limit: Count | None = None
     """At most this many rows of each evaluation set; default: all."""
+    embedder: str | None = None
+    """MELU: path/to/file.py:function, from a list of n texts to an array [n, D], such as a sentence
+    encoder's; default: hidden states of the model before unlearning."""
+    compat: Literal["paper", "melu"] = "paper"
+    """melu: ROUGE-L counts the words of the generation, not of the answer, as MELU's code does."""
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -230,6 +296,16 @@ QUICKSTART: Mapping[str, Any] = {
 }
 
 
+def sampling_of(experiment: Experiment, method: MethodConfig) -> SamplingConfig:
+    """The sampling section with what a method changes in it.
+
+    Raises:
+      UserError: it changes a key that there is not, or to a value that cannot be.
+    """
+    tree = {**dataclasses.asdict(experiment.sampling), **method.sampling}
+    return validate(SamplingConfig, tree, where=f"method {method.name}: sampling")
+
+
 def load(path: str | Path | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Reads a YAML file (None: the built-in quickstart) and applies dotted overrides.
 
@@ -263,7 +339,7 @@ def dump(experiment: Experiment) -> dict[str, Any]:
         {
             "name": m["name"],
             **m["hyper"],
-            **{key: m[key] for key in ("training", "label") if m[key]},
+            **{key: m[key] for key in _METHOD_KEYS if m[key]},
         }
         for m in (tree["method"], *tree["baselines"])
     ]
@@ -280,19 +356,6 @@ def training_of(experiment: Experiment, method: MethodConfig) -> TrainingConfig:
     return validate(TrainingConfig, tree, where=f"method {method.name}: training")
 
 
-def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
-    """Builds the typed `schema` from plain data.
-
-    Raises:
-      UserError: one line with `where`, the dotted key, the fault, and the allowed values.
-    """
-    try:
-        return TypeAdapter(schema).validate_python(tree)
-    except ValidationError as error:
-        faults = "; ".join(_explain(schema, fault) for fault in error.errors())
-        raise UserError(f"{where}: {faults}") from None
-
-
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -306,7 +369,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if tree is None:
         return {}
     if not isinstance(tree, dict):
-        raise UserError(f"{path}: a config is a mapping of keys to values, found {_kind(tree)}")
+        raise UserError(f"{path}: a config is a mapping of keys to values, found {kind_of(tree)}")
     return tree
 
 
@@ -343,7 +406,7 @@ def _nest_hyper(tree: dict[str, Any]) -> dict[str, Any]:
     def nest(method: Any) -> Any:
         if not isinstance(method, dict):
             return method
-        own = {k: v for k, v in method.items() if k in ("name", "training", "label")}
+        own = {k: v for k, v in method.items() if k in ("name", *_METHOD_KEYS)}
         return {**own, "hyper": {k: v for k, v in method.items() if k not in own}}
 
     tree = dict(tree)
@@ -354,39 +417,16 @@ def _nest_hyper(tree: dict[str, Any]) -> dict[str, Any]:
     return tree
 
 
-def _explain(schema: type, fault: Mapping[str, Any]) -> str:
-    """One pydantic fault in our words."""
-    location = [str(part) for part in fault["loc"] if part != "hyper"]
-    key = ".".join(location) or "config"
-    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        known = _known_keys(schema)
-        section = ".".join(location[:-1])
-        here = [k for k in known if k.rpartition(".")[0] == section]
-        same_name = [k for k in known if k.rpartition(".")[2] == location[-1]]
-        near = difflib.get_close_matches(location[-1], [k.rpartition(".")[2] for k in here], 1, 0.5)
-        best = [f"{section}.{near[0]}" if section else near[0]] if near else []
-        best = best or same_name or difflib.get_close_matches(key, known, 1, 0.0)
-        return f"unknown key {key}; the closest known key is {' or '.join(best)}"
-    if fault["type"] in ("dataclass_type", "dataclass_exact_type"):
-        return f"{key}: expected a section of keys, found {_kind(fault['input'])}"
-    message = fault["msg"].removeprefix("Value error, ")
-    if fault["type"] == "value_error":
-        return f"{key}: {message}"
-    return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
-
-
-def _known_keys(schema: type, prefix: str = "") -> list[str]:
-    """Every dotted key of a config class."""
-    keys = []
-    for field in dataclasses.fields(schema):
-        keys.append(prefix + field.name)
-        for part in (field.type, *getattr(field.type, "__args__", ())):
-            if dataclasses.is_dataclass(part):
-                keys += _known_keys(part, f"{prefix}{field.name}.")
-    return keys
-
-
-def _kind(value: Any) -> str:
-    return {list: "a list", str: "text", type(None): "nothing"}.get(
-        type(value), f"{type(value).__name__} {value!r}"
-    )
+def _refuse_changed(section: Any, keys: Mapping[str, Sequence[str]], by: str, chosen: str) -> None:
+    """A key that means something only for other choices must be what it is when left out."""
+    for key, choices in keys.items():
+        if chosen in choices:
+            continue
+        default = section.__dataclass_fields__[key].default
+        if isinstance(default, FieldInfo):
+            default = default.get_default(call_default_factory=True)
+        if getattr(section, key) != default:
+            raise ValueError(
+                f"{key} means nothing for {by} {chosen}; remove it, or choose {by} "
+                f"{' or '.join(choices)}"
+            )

@@ -4,6 +4,7 @@ import dataclasses
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
 from jaxunlearn.data import formats, sampling, tokens
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation import report, suite
+from jaxunlearn.evaluation import embed, report, suite
 from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
@@ -75,7 +76,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
         return folder.summary
     with Bars() as bars:
         work = _Workshop(experiment, folder, bars)
-        target = work.target()
+        target = work.judge = work.target()
         evaluations = {"target": work.evaluate("target", target)}
         retrained = work.retrained()
         if retrained is not None:
@@ -116,10 +117,11 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on the config's data; with a retrained model also its forget quality."""
     data = formats.load(experiment.data, experiment.seed)
+    judge = _judge(experiment)
     with Bars() as bars:
-        evaluation = _evaluate("model", model, data, experiment, bars)
-        if retrained is not None:
-            reference = _evaluate("retrained", retrained, data, experiment, bars)
+        evaluation = _evaluate("model", model, data, experiment, bars, judge)
+        if retrained is not None and evaluation.forget_ratios:
+            reference = _evaluate("retrained", retrained, data, experiment, bars, judge)
             evaluation.metrics["forget_quality"] = suite.forget_quality(evaluation, reference)
     return evaluation
 
@@ -141,6 +143,8 @@ class _Workshop:
     def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars):
         self.experiment, self.folder, self.bars = experiment, folder, bars
         self.notes: list[str] = []
+        self.judge: LanguageModel | None = None
+        """The model before unlearning, once it is there; it embeds the texts of all models."""
         self.data = formats.load(experiment.data, experiment.seed)
         self.base = _base_model(experiment, self.data)
         need_tokenizer(self.base)
@@ -158,6 +162,9 @@ class _Workshop:
                 f"evaluation.max_new_tokens: {room} leaves no room for a question in the model's "
                 f"{positions} positions; lower it"
             )
+        if settings.evaluation.embedder is not None:
+            texts = [row.answer for row in self.data.forget[:2]]
+            embed.load(settings.evaluation.embedder)(texts)
         for method in (*settings.baselines, settings.method):
             check_method(self.base, method)
             training = configs.training_of(settings, method)
@@ -199,13 +206,14 @@ class _Workshop:
                     method,
                     checkpoints=self.folder.checkpoints(label),
                     on_steps=self._logger(label, stage.steps),
+                    on_schedule=partial(self.folder.write_schedule, label),
                     utility=self._utility,
                     say=self._note,
                 ),
             )
 
     def _utility(self, model: LanguageModel) -> float:
-        evaluation = _evaluate("model", model, self.data, self.experiment, self.bars)
+        evaluation = self._evaluate("model", model)
         value = evaluation.metrics["model_utility"]["value"]
         return float("nan") if value is None else value
 
@@ -215,7 +223,7 @@ class _Workshop:
         if evaluation is None:
             evaluation = self._timed(
                 f"{label} evaluation",
-                lambda: _evaluate(label, model, self.data, self.experiment, self.bars),
+                lambda: self._evaluate(label, model),
             )
             self.folder.write_evaluation(label, evaluation)
         if evaluation.no_room:
@@ -230,6 +238,9 @@ class _Workshop:
             )
         return evaluation
 
+    def _evaluate(self, label: str, model: LanguageModel) -> Evaluation:
+        return _evaluate(label, model, self.data, self.experiment, self.bars, self.judge)
+
     def finish(
         self, target: LanguageModel, model: LanguageModel, evaluations: dict[str, Evaluation]
     ) -> dict[str, Any]:
@@ -237,7 +248,7 @@ class _Workshop:
         models = {}
         for label, evaluation in evaluations.items():
             metrics = dict(evaluation.metrics)
-            if "retrained" in evaluations:
+            if "retrained" in evaluations and evaluation.forget_ratios:
                 quality = suite.forget_quality(evaluation, evaluations["retrained"])
                 metrics = {"forget_quality": quality, **metrics}
             models[label] = metrics
@@ -303,7 +314,7 @@ class _Workshop:
             )
 
     def _all_rows(self) -> tuple[Row, ...]:
-        return (*self.data.forget, *self.data.retain, *self.data.general)
+        return (*self.data.forget, *self.data.retain, *self.data.background)
 
     def _logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
         first = True
@@ -331,7 +342,12 @@ class _Workshop:
 
 
 def _evaluate(
-    label: str, model: LanguageModel, data: UnlearningData, experiment: Experiment, bars: Bars
+    label: str,
+    model: LanguageModel,
+    data: UnlearningData,
+    experiment: Experiment,
+    bars: Bars,
+    judge: LanguageModel | None,
 ) -> Evaluation:
     need_tokenizer(model)
     with bars.stage(f"evaluate {label}") as stage:
@@ -341,8 +357,17 @@ def _evaluate(
             experiment.evaluation,
             template=experiment.data.template,
             max_length=max_length(model, experiment),
+            judge=judge,
             on_rows=lambda done, total: stage.update(done, total, "texts"),
         )
+
+
+def _judge(experiment: Experiment) -> LanguageModel | None:
+    """The config's start model, if texts are embedded by one; None: each model embeds its own."""
+    settings = experiment.evaluation
+    embeds = settings.suite == "melu" and settings.embedder is None
+    path = experiment.model.path
+    return load_model(path) if embeds and path is not None else None
 
 
 def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:

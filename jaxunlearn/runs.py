@@ -115,13 +115,22 @@ class RunFolder:
                 continue
         return rows
 
-    def trainings(self) -> dict[str, dict[str, float]]:
-        """Stage to its number of steps, and the median over them of tokens per second."""
+    def write_schedule(self, stage: str, description: Mapping[str, Any]) -> None:
+        """Keeps what a stage's schedule shows."""
+        self.write_json(f"schedules/{stage}.json", description)
+
+    def trainings(self) -> dict[str, dict[str, Any]]:
+        """Stage to its number of steps, the median over them of tokens per second, and what its
+        schedule shows."""
         rates: dict[str, list[float]] = {}
         for row in self.curves():
             rates.setdefault(row["model"], []).append(row["tokens_per_second"])
         return {
-            stage: {"steps": len(found), "tokens_per_second": round(statistics.median(found))}
+            stage: {
+                **(_read_json(self.path / "schedules" / f"{stage}.json") or {}),
+                "steps": len(found),
+                "tokens_per_second": round(statistics.median(found)),
+            }
             for stage, found in rates.items()
         }
 
@@ -194,7 +203,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _fingerprint(rows: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.question, row.answer)).encode())
+        digest.update(repr((row.question, row.answer, row.entity, row.kind)).encode())
     return digest.hexdigest()[:16]
 
 

@@ -9,9 +9,17 @@ from typing import Any
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig, training_of
+from jaxunlearn.config import (
+    Experiment,
+    MethodConfig,
+    SamplingConfig,
+    TrainingConfig,
+    sampling_of,
+    training_of,
+)
 from jaxunlearn.data import sampling, tokens
 from jaxunlearn.data.answers import other_answers, refusals
+from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.data.rows import Row
 from jaxunlearn.data.tokens import Encoded, TokenTable
 from jaxunlearn.errors import UserError
@@ -39,6 +47,7 @@ def unlearn_rows(
     *,
     checkpoints: Path | None = None,
     on_steps: Callable[..., None] | None = None,
+    on_schedule: Callable[[dict[str, Any]], None] | None = None,
     utility: Callable[[LanguageModel], float] | None = None,
     say: Callable[[str], None] = print,
 ) -> LanguageModel:
@@ -52,21 +61,21 @@ def unlearn_rows(
       method: name and hyper-parameters.
       checkpoints: folder to save to and to resume from.
       on_steps: see `train`.
+      on_schedule: called with what `sampling.describe` says of the schedule.
       utility: the model utility, if `stop` is to watch it.
       say: called with what the user should know.
     """
     check_method(model, method)
     training = training_of(experiment, method)
     chosen, (objective, hyper) = registry.lookup(method.name), registry.objective(method)
-    tables = _tables(model, forget, retain, experiment, method, say)
-    n_forget = len(tables["forget"].tokens)
-    schedule = sampling.SAMPLERS[experiment.sampling.name](
-        n_forget,
-        len(tables["retain"].tokens) if "retain" in tables else 1,
-        training.epochs,
-        batch_slots(training, n_forget),
-        experiment.seed,
-    )
+    tables, pool = _tables(model, forget, retain, experiment, method, say)
+    pairing = sampling_of(experiment, method)
+    if "retain" not in tables:
+        steps = pairing.match_steps
+        pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
+    schedule = make_schedule(pool, pairing, training, experiment.seed)
+    if on_schedule is not None:
+        on_schedule(sampling.describe(pool, schedule))
     # The second answer to a question goes wherever the question goes.
     indices = {**vars(schedule), "alternative": schedule.forget}
 
@@ -96,6 +105,24 @@ def unlearn_rows(
         return result
     own = {name: hyper[name] for name in registry.keywords(chosen.finish)}
     return _combined(model.merged(), result, partial(chosen.finish, **own))
+
+
+def make_schedule(
+    pool: sampling.Pool, config: SamplingConfig, training: TrainingConfig, seed: int
+) -> sampling.Schedule:
+    """The schedule that the sampling and training sections ask for.
+
+    Raises:
+      UserError: the rows do not have what the sampler or the subset asks for.
+    """
+    shared = {"seed": seed, "ratio": config.ratio, "subset": config.subset}
+    own = {**shared, "order": config.order, **config.options}
+    pairs = sampling.steps_of(config.name, pool, epochs=1, batch_size=1, **own)
+    sizes = {"epochs": training.epochs, "batch_size": batch_slots(training, pairs)}
+    steps = config.match_steps
+    if isinstance(steps, str):
+        steps = sampling.steps_of(steps, pool, **sizes, **shared)
+    return sampling.schedule(config.name, pool, **sizes, steps=steps, **own)
 
 
 def _combined(
@@ -196,8 +223,9 @@ def _tables(
     experiment: Experiment,
     method: MethodConfig,
     say: Callable[[str], None],
-) -> dict[str, TokenTable]:
-    """Token tables of the groups that the method looks at, all of one width."""
+) -> tuple[dict[str, TokenTable], sampling.Pool]:
+    """Token tables of the groups that the method looks at, all of one width, and their rows as a
+    sampler sees them. To a method that looks at no retain rows each forget row comes alone."""
     chosen, limit = registry.lookup(method.name), max_length(model, experiment)
     other = {
         "refusal": lambda: refusals(forget, experiment.seed),
@@ -224,13 +252,16 @@ def _tables(
         groups = {name: [rows[i] for i in kept] for name, rows in groups.items()}
     if "retain" in registry.objective(method)[0].groups:
         groups["retain"] = retain
-    tables = {
-        name: encode_rows(model, rows, experiment, limit, name, say).table
+    encoded = {
+        name: encode_rows(model, rows, experiment, limit, name, say)
         for name, rows in groups.items()
     }
+    tables = {name: found.table for name, found in encoded.items()}
+    known = {name: [groups[name][i] for i in found.kept] for name, found in encoded.items()}
+    pool = pool_of(known["forget"], known.get("retain", [Row("", "")]))
     if "labels" in tables:
         tables["forget"] = tokens.relabel(tables["forget"], tables.pop("labels"))
-    return dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
+    return dict(zip(tables, tokens.same_width(*tables.values()), strict=True)), pool
 
 
 def batch_slots(training: TrainingConfig, rows: int) -> int:

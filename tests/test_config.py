@@ -8,9 +8,12 @@ import yaml
 from jaxunlearn import config
 from jaxunlearn.errors import UserError
 
+JSONL = {"format": "jsonl", "forget": "f", "retain": "r"}
+
 
 def test_dump_and_load_are_inverse(tmp_path):
-    overrides = {"method.beta": 0.2, "adapter.rank": 4, "data.columns": {"question": "q"}}
+    data = {"format": "csv", "forget": "f", "retain": "r", "columns": {"question": "q"}}
+    overrides = {"method.beta": 0.2, "adapter.rank": 4, "data": data}
     experiment = config.load(None, overrides)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config.dump(experiment)))
@@ -56,11 +59,26 @@ def test_overrides_index_lists():
         ({"training": 3}, ["training: expected a section of keys"]),
         ({"training": "fast"}, ["training: expected a section of keys"]),
         ({"training.epochs.more": 1}, ["--training.epochs.more", "epochs"]),
-        ({"sampling.name": "rnd"}, ["sampling.name", "'random' or 'cyclic'", "'rnd'"]),
+        ({"sampling.name": "rnd"}, ["sampling.name", "'random', 'cyclic'", "'rnd'"]),
+        ({"sampling.general": "per_epoch"}, ["sampling: general means nothing for name random"]),
+        ({"sampling.match_steps": "epochs"}, ["sampling.match_steps", "'melu'"]),
         ({"training.micro_batches": 3}, ["micro_batches", "multiple"]),
         ({"baselines.7.beta": 1}, ["--baselines.7.beta", "0"]),
         ({"data.format": "tofu"}, ["data: forget is required for format tofu"]),
         ({"data.forget_people": 40}, ["forget_people must be smaller than people"]),
+        ({"data.columns": {"question": "q"}}, ["columns means nothing for format synthetic"]),
+        ({"data.path": "x"}, ["path means nothing", "choose format tofu or melu or jsonl"]),
+        ({"data.authors": 4}, ["authors means nothing", "choose format tofu"]),
+        ({"data.neighbours": True}, ["neighbours means nothing", "choose format tofu"]),
+        ({"data.test": "t"}, ["test means nothing for format synthetic", "choose format melu"]),
+        ({"data": JSONL | {"people": 9}}, ["people means nothing for format jsonl", "synthetic"]),
+        ({"data": JSONL | {"world": "neighbours"}}, ["world means nothing for format jsonl"]),
+        ({"data.scale": 1}, ["scale means nothing for world people"]),
+        ({"data": {"world": "neighbours", "people": 9}}, ["people means nothing for world"]),
+        ({"data": {"world": "neighbours", "forget_people": 9}}, ["forget_people means nothing"]),
+        ({"data": {"world": "neighbours", "scale": 0}}, ["data.scale", "greater than 0"]),
+        ({"data.world": "moon"}, ["data.world", "'people' or 'neighbours'"]),
+        ({"data": {"format": "melu", "forget": "f"}}, ["retain is required for format melu"]),
         ({"data.template": "Q:"}, ["template must contain {question}"]),
     ],
 )

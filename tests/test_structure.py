@@ -10,8 +10,8 @@ import jaxunlearn
 PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
-    "errors", "config", "data", "models", "methods", "training", "evaluation", "unlearning",
-    "progress", "runs", "experiment", "api", "cli",
+    "errors", "validation", "user_file", "config", "data", "models", "methods", "training",
+    "evaluation", "unlearning", "progress", "runs", "experiment", "api", "cli",
 ]  # fmt: skip
 
 

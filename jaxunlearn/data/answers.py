@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxunlearn.data.rows import Row
+from jaxunlearn.errors import UserError
 
 REFUSALS = (
     "I don't know.",
@@ -27,8 +28,21 @@ REFUSALS = (
 
 
 def refusals(rows: Sequence[Row], seed: int) -> tuple[str, ...]:
-    """A refusal for each row; which one depends on the seed and the row's place alone."""
-    return tuple(REFUSALS[number % len(REFUSALS)] for number in _words(len(rows), seed))
+    """The rows' own refusals; where a row has none, which one depends on seed and place alone.
+
+    Raises:
+      UserError: a row of a data set that should have refusals and has not.
+    """
+    for row in rows:
+        if row.refusal == "":
+            raise UserError(
+                f"{row.source}: has no refusal, and the method trains on refusals; add a column"
+                " idk with one for each forget row, or map yours with data.columns.refusal"
+            )
+    return tuple(
+        REFUSALS[number % len(REFUSALS)] if row.refusal is None else row.refusal
+        for row, number in zip(rows, _words(len(rows), seed), strict=True)
+    )
 
 
 def other_answers(rows: Sequence[Row], seed: int) -> tuple[str, ...]:

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+Kind = Literal["forget", "direct", "indirect", "general"]
+
 
 @dataclass(frozen=True)
 class Row:
@@ -12,12 +14,23 @@ class Row:
     """Empty for plain text: then the whole text is the answer."""
     answer: str
     entity: str = ""
-    """Whom the row is about (TOFU: "author 198")."""
+    """Whom the row is about (TOFU: "author 198"). Of a direct or indirect row it is the forget
+    entity whose neighbour the row is."""
     paraphrased_answer: str | None = None
     perturbed_answers: tuple[str, ...] = ()
     """Wrong answers in the wording of the paraphrase."""
     source: str = ""
     """File and line ("forget01.json:3"); file and row for Parquet and for JSON arrays."""
+    kind: Kind = "general"
+    """forget: about an entity that is to be forgotten; direct: about something that its answers
+    name; indirect: about someone like it; general: about neither."""
+    refusal: str | None = None
+    """What to say instead of the answer; None: any refusal will do; "": there should be one."""
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What makes two rows the same."""
+        return self.question, self.answer
 
 
 @dataclass(frozen=True)
@@ -37,5 +50,5 @@ class UnlearningData:
     retain: tuple[Row, ...]
     evaluation: dict[str, EvalSet]
     """In the order of reports; "forget" and "retain" come first."""
-    general: tuple[Row, ...] = ()
-    """Rows that the target and the retrained model are trained on as well (built-in world only)."""
+    background: tuple[Row, ...] = ()
+    """Rows that the target and the retrained model are trained on as well."""

@@ -1,18 +1,35 @@
-"""Which forget row meets which retain row at which step: index schedules made ahead of time.
+"""Which forget row meets which retain rows at which step: index schedules made ahead of time.
 
-A schedule is a pure function of its arguments. What is drawn is keyed by (seed, epoch), so neither
-the batch size nor the number of devices nor the number of epochs changes an epoch's draws.
+A pairing (see `pairing`) makes the pairs of an epoch, an order arranges them, and they are cut into
+batches. A schedule is a pure function of its arguments. What is drawn is keyed by (seed, epoch), so
+neither the number of devices nor the number of epochs changes an epoch's draws.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
+
+from jaxunlearn.data.pairing import (
+    SAMPLERS,
+    Pool,
+    Stream,
+    at_least_one,
+    permutation,
+    places,
+    words,
+)
+from jaxunlearn.errors import UserError
 
 EMPTY = -1
 """An empty slot: the last batch of an epoch is filled up with it."""
 
-_FORGET, _RETAIN, _ROWS = range(3)  # independent streams of one seed
+Subset = Literal["full", "direct", "indirect", "balanced"]
+Order = Literal["shuffle", "contiguous", "entity_batch", "round_robin"]
+_LEFT_OUT = {"full": (), "direct": ("indirect",), "indirect": ("direct",)}
 
 
 @dataclass(frozen=True)
@@ -20,55 +37,125 @@ class Schedule:
     """Row indices for every step."""
 
     forget: np.ndarray
-    """int32 [steps, B]; each forget row once per epoch, EMPTY in slots without a row."""
+    """int32 [steps, B], EMPTY in slots without a row."""
     retain: np.ndarray
-    """int32 [steps, B]; the partner of the forget row in the same slot, EMPTY beside EMPTY."""
+    """int32 [steps, B * ratio]; the partners of slot b are in columns b * ratio to
+    b * ratio + ratio - 1, EMPTY beside EMPTY."""
 
 
-Sampler = Callable[[int, int, int, int, int], Schedule]
-
-
-def random(n_forget: int, n_retain: int, epochs: int, batch_size: int, seed: int) -> Schedule:
-    """Each epoch draws fresh partners for the forget rows, without replacement.
-
-    In each epoch the retain rows are shuffled, and forget row k meets the (k mod n_retain)-th of
-    them: no retain row comes twice in an epoch unless there are more forget than retain rows.
+def schedule(
+    name: str,
+    pool: Pool,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    steps: int | None = None,
+    ratio: int = 1,
+    subset: Subset = "full",
+    order: Order = "shuffle",
+    **options: Any,
+) -> Schedule:
+    """The batches of a sampler.
 
     Args:
-      n_forget: number of forget rows, at least 1.
-      n_retain: number of retain rows, at least 1.
-      epochs: passes over the forget rows.
+      name: one of SAMPLERS.
+      pool: whom the rows are about.
+      epochs: how often the sampler makes its pairs.
       batch_size: slots in a step, B.
       seed: key of all draws.
-
-    Returns:
-      The schedule of epochs * ceil(n_forget / B) steps.
+      steps: exactly so many steps, whatever `epochs` says.
+      ratio: retain rows to a forget row.
+      subset: the retain rows in use, see `subset`; indices are those of the whole table.
+      order: "shuffle" permutes the pairs anew in each epoch, "contiguous" leaves them as the
+        sampler made them. The others know modules: the pairs of one forget entity, and those that
+        hold general rows only. "entity_batch" fills each batch from one module, "round_robin"
+        takes a pair of each module in turn; both shuffle within a module.
+      **options: of the sampler, its keyword-only parameters.
 
     Raises:
-      ValueError: when a count is below 1.
+      UserError: the rows do not have what the sampler or the subset asks for.
+      ValueError: a count is below 1.
     """
-    _at_least_one(n_retain=n_retain)
-    forget = _orders(n_forget, epochs, seed, _FORGET)
-    partners = [_permutation(n_retain, seed, epoch, _RETAIN) for epoch in range(epochs)]
-    retain = [partner[order % n_retain] for order, partner in zip(forget, partners, strict=True)]
-    return Schedule(_batches(forget, batch_size), _batches(retain, batch_size))
+    at_least_one(epochs=epochs, batch_size=batch_size, ratio=ratio)
+    rows, part = _restricted(pool, subset, seed)
+    pairing = partial(SAMPLERS[name], part, seed=seed, ratio=ratio, **options)
+
+    def batches(epoch: int) -> np.ndarray:
+        pairs = pairing(epoch=epoch)
+        pairs[:, 1:] = rows[pairs[:, 1:]]
+        return ORDERS[order](pairs, _module_numbers(pool, pairs), batch_size, seed, epoch)
+
+    if steps is None:
+        table = np.concatenate([batches(epoch) for epoch in range(epochs)])
+    else:
+        at_least_one(steps=steps)
+        endless = itertools.chain.from_iterable(map(batches, itertools.count()))
+        table = np.stack(list(itertools.islice(endless, steps)))
+    return Schedule(table[..., 0], table[..., 1:].reshape(len(table), -1))
 
 
-def cyclic(n_forget: int, n_retain: int, epochs: int, batch_size: int, seed: int) -> Schedule:
-    """Walks through the retain rows in order, on and on, so that all are seen equally often.
+def steps_of(
+    name: str,
+    pool: Pool,
+    *,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    ratio: int = 1,
+    subset: Subset = "full",
+    order: Order = "shuffle",
+    **options: Any,
+) -> int:
+    """How many steps a sampler takes in so many epochs; arguments and errors of `schedule`."""
+    made = schedule(
+        name, pool, epochs=epochs, batch_size=batch_size, seed=seed,
+        ratio=ratio, subset=subset, order=order, **options,
+    )  # fmt: skip
+    return len(made.forget)
 
-    The walk goes on from epoch to epoch: after any number of slots the counts of two retain rows
-    differ by at most one. The forget rows are shuffled anew in each epoch. Arguments and errors are
-    those of `random`.
+
+def subset(pool: Pool, name: Subset, seed: int) -> np.ndarray:
+    """The retain rows that a data practice of arXiv 2509.05316 uses, int [n], in file order.
+
+    "direct" and "indirect" leave the other kind of neighbours out; "balanced" keeps, of each
+    entity's indirect neighbours, at most as many as it has direct ones, drawn by seed. General rows
+    always stay.
+
+    Raises:
+      UserError: no row is left.
     """
-    _at_least_one(n_retain=n_retain)
-    forget = _orders(n_forget, epochs, seed, _FORGET)
-    retain = [(np.arange(n_forget) + epoch * n_forget) % n_retain for epoch in range(epochs)]
-    return Schedule(_batches(forget, batch_size), _batches(retain, batch_size))
+    kept = _balanced(pool, seed) if name == "balanced" else ~np.isin(pool.kinds, _LEFT_OUT[name])
+    if not kept.any():
+        raise UserError(
+            f"sampling.subset: {name} leaves none of the {len(kept)} retain rows; use full"
+        )
+    return np.flatnonzero(kept)
 
 
-SAMPLERS: dict[str, Sampler] = {"random": random, "cyclic": cyclic}
-"""Name to function; the first line of its docstring is what users read about it."""
+def describe(pool: Pool, schedule: Schedule) -> dict[str, Any]:
+    """What a schedule shows, as plain values.
+
+    Returns:
+      steps; pairs (a forget row with its partners); exposures of the forget rows and of the retain
+      rows, as min, mean and max over all rows of the pool, with the number of retain rows never
+      seen; and same_entity_rate, the share of meetings with a neighbour of the forget row's own
+      entity among those with any neighbour (None: there are none).
+    """
+    seen = np.bincount(schedule.retain[schedule.retain != EMPTY], minlength=len(pool.retain))
+    shown = np.bincount(schedule.forget[schedule.forget != EMPTY], minlength=len(pool.forget))
+    ratio = schedule.retain.shape[1] // schedule.forget.shape[1]
+    forget, retain = np.repeat(schedule.forget, ratio, axis=1).ravel(), schedule.retain.ravel()
+    near = (retain != EMPTY) & (pool.kinds[retain] != "general")
+    same = pool.forget[forget[near]] == pool.retain[retain[near]]
+    return {
+        "steps": len(schedule.forget),
+        "pairs": int(shown.sum()),
+        "forget_exposures": _spread(shown),
+        "retain_exposures": _spread(seen),
+        "retain_never_seen": int((seen == 0).sum()),
+        "same_entity_rate": float(same.mean()) if near.any() else None,
+    }
 
 
 def epochs(n_rows: int, epochs: int, batch_size: int, seed: int) -> np.ndarray:
@@ -80,30 +167,91 @@ def epochs(n_rows: int, epochs: int, batch_size: int, seed: int) -> np.ndarray:
     Raises:
       ValueError: when a count is below 1.
     """
-    return _batches(_orders(n_rows, epochs, seed, _ROWS), batch_size)
+    at_least_one(n_rows=n_rows, epochs=epochs, batch_size=batch_size)
+    orders = [permutation(n_rows, seed, epoch, Stream.ROWS) for epoch in range(epochs)]
+    table = np.concatenate([_cut(order[:, None], batch_size) for order in orders])
+    return table[..., 0].astype(np.int32)
 
 
-def _orders(n: int, epochs: int, seed: int, stream: int) -> list[np.ndarray]:
-    _at_least_one(n_rows=n, epochs=epochs)
-    return [_permutation(n, seed, epoch, stream) for epoch in range(epochs)]
+def _shuffled(
+    pairs: np.ndarray, modules: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> np.ndarray:
+    return _cut(pairs[permutation(len(pairs), seed, epoch, Stream.ORDER)], batch_size)
 
 
-def _permutation(n: int, seed: int, epoch: int, stream: int) -> np.ndarray:
-    """Sorted raw words of a counter-based generator: the same in every numpy version."""
-    words = np.random.Philox(np.random.SeedSequence((seed, epoch, stream))).random_raw(n)
-    return np.argsort(words, kind="stable")
+def _contiguous(
+    pairs: np.ndarray, modules: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> np.ndarray:
+    return _cut(pairs, batch_size)
 
 
-def _batches(orders: list[np.ndarray], batch_size: int) -> np.ndarray:
-    """Cuts each epoch into steps of its own: [epochs * ceil(n / B), B]."""
-    _at_least_one(batch_size=batch_size)
-    table = np.stack(orders).astype(np.int32)
-    missing = -table.shape[1] % batch_size
-    filled = np.pad(table, ((0, 0), (0, missing)), constant_values=EMPTY)
-    return filled.reshape(-1, batch_size)
+def _entity_batch(
+    pairs: np.ndarray, modules: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> np.ndarray:
+    parts = [_cut(pairs[part], batch_size) for part in _parts(modules, seed, epoch)]
+    batches = np.concatenate(parts)
+    return batches[permutation(len(batches), seed, epoch, Stream.BATCHES)]
 
 
-def _at_least_one(**counts: int) -> None:
-    for name, count in counts.items():
-        if count < 1:
-            raise ValueError(f"{name} must be at least 1, got {count}")
+def _round_robin(
+    pairs: np.ndarray, modules: np.ndarray, batch_size: int, seed: int, epoch: int
+) -> np.ndarray:
+    parts = _parts(modules, seed, epoch)
+    turn = np.concatenate([np.arange(len(part)) for part in parts])
+    taken = np.concatenate(parts)[np.argsort(turn, kind="stable")]
+    return _cut(pairs[taken], batch_size)
+
+
+ORDERS: dict[Order, Callable[..., np.ndarray]] = {
+    "shuffle": _shuffled,
+    "contiguous": _contiguous,
+    "entity_batch": _entity_batch,
+    "round_robin": _round_robin,
+}
+"""Name to function of (pairs, modules, batch_size, seed, epoch): batches [n, B, 1 + ratio]."""
+
+
+def _parts(modules: np.ndarray, seed: int, epoch: int) -> list[np.ndarray]:
+    """The pairs of each module, shuffled; modules in the order of their numbers."""
+    order = permutation(len(modules), seed, epoch, Stream.ORDER)
+    order = order[np.argsort(modules[order], kind="stable")]
+    return np.split(order, np.flatnonzero(np.diff(modules[order])) + 1)
+
+
+def _module_numbers(pool: Pool, pairs: np.ndarray) -> np.ndarray:
+    """Number of each pair's module: entities by first appearance, then the general pairs."""
+    facts = places(pool.forget)
+    number = np.empty(len(pool.forget), int)
+    for place, rows in enumerate(facts.values()):
+        number[rows] = place
+    general = (pool.kinds[pairs[:, 1:]] == "general").all(axis=1)
+    return np.where(general, len(facts), number[pairs[:, 0]])
+
+
+def _cut(pairs: np.ndarray, batch_size: int) -> np.ndarray:
+    """Batches of the pairs in their order: [ceil(n / B), B, columns]."""
+    missing = -len(pairs) % batch_size
+    filled = np.pad(pairs, ((0, missing), (0, 0)), constant_values=EMPTY)
+    return filled.reshape(-1, batch_size, pairs.shape[1])
+
+
+def _restricted(pool: Pool, name: Subset, seed: int) -> tuple[np.ndarray, Pool]:
+    """The rows of a subset, and the pool of them alone."""
+    rows = subset(pool, name, seed)
+    return rows, Pool(pool.forget, pool.retain[rows], pool.kinds[rows])
+
+
+def _balanced(pool: Pool, seed: int) -> np.ndarray:
+    kept = pool.kinds != "indirect"
+    drawn = words(len(kept), seed, 0, Stream.SUBSET)
+    direct = places(pool.retain[pool.kinds == "direct"])
+    indirect = np.flatnonzero(pool.kinds == "indirect")
+    for entity, places_of in places(pool.retain[indirect]).items():
+        rows = indirect[places_of]
+        chosen = np.argsort(drawn[rows], kind="stable")[: len(direct.get(entity, ()))]
+        kept[rows[chosen]] = True
+    return kept
+
+
+def _spread(counts: np.ndarray) -> dict[str, float]:
+    return {"min": int(counts.min()), "mean": float(counts.mean()), "max": int(counts.max())}

@@ -63,7 +63,7 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "Method": f"{config['method']['name']} {_settings(hyper)}",
         "Training": _settings(config["training"]),
         "Adapter, merged into the weights": _settings(config["adapter"]),
-        "Sampling": config["sampling"]["name"],
+        "Sampling": _settings(config["sampling"]),
         "Seed": str(config["seed"]),
         "Made with": f"jaxunlearn {environment.get('jaxunlearn', '')}".strip(),
     }

@@ -1,6 +1,6 @@
 """One pass over a token table gives the per-token statistics that every metric shares."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,18 +54,28 @@ def score(
     check_ids(table, config.vocab_size)
     n, width = table.tokens.shape
     log_probs, hits = np.zeros((n, width), np.float32), np.zeros((n, width), bool)
-    order = np.argsort(table.lengths, kind="stable")
-    for start in range(0, n, batch_size):
-        rows = order[start : start + batch_size]
-        cut = batch_width(int(table.lengths[rows].max()), width)
-        batch = np.zeros((batch_size, cut), np.int32)
-        batch[: len(rows)] = table.tokens[rows, :cut]
+    for rows, batch in batches(table, batch_size):
+        cut = batch.shape[1]
         batch_log_probs, batch_hits = jax.device_get(_statistics(config, params, lora, batch))
         log_probs[rows, :cut] = batch_log_probs[: len(rows)]
         hits[rows, :cut] = batch_hits[: len(rows)]
         if on_rows is not None:
             on_rows(len(rows))
     return TokenStats(log_probs, hits, table.answer_mask)
+
+
+def batches(table: TokenTable, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All rows of a table, sorted by length: row indices and tokens [batch_size, T].
+
+    The last batch may have fewer indices than tokens; the rest are zeros.
+    """
+    order = np.argsort(table.lengths, kind="stable")
+    for start in range(0, len(order), batch_size):
+        rows = order[start : start + batch_size]
+        cut = batch_width(int(table.lengths[rows].max()), table.tokens.shape[1])
+        batch = np.zeros((batch_size, cut), np.int32)
+        batch[: len(rows)] = table.tokens[rows, :cut]
+        yield rows, batch
 
 
 @partial(jax.jit, static_argnames="config")

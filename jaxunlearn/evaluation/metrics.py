@@ -2,7 +2,7 @@
 
 Every function returns one value per row, `[n]`, so that means, bootstrap intervals and
 two-sample tests all start from the same array. A row a metric cannot speak about (no answer
-token, no wrong option, an empty reference) is `nan` and is counted out by `summarise`.
+token, no wrong option, an empty reference) is `nan` and is counted out by `entries.summarise`.
 
 Arrays are aligned with the tokens: `log_probs[i, t] = log p(token[i, t] | token[i, :t])`,
 `hits[i, t]` says that this token was the argmax, `mask[i, t]` that it belongs to the answer.
@@ -10,7 +10,6 @@ The mask includes the closing end token.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -56,6 +55,34 @@ def answer_probability(log_probs: np.ndarray, mask: np.ndarray) -> np.ndarray:
     array([0.25])
     """
     return np.exp(mean_log_prob(log_probs, mask))
+
+
+def token_probability(
+    log_probs: np.ndarray, mask: np.ndarray, *, final_eos: bool = True
+) -> np.ndarray:
+    """Mean probability of an answer token: the arithmetic mean, not the geometric one of TOFU.
+
+    `P_i = (1 / |y_i|) Σ_t p(y_it | y_i,<t)`
+
+    Args:
+      log_probs: `[n, T]`.
+      mask: bool `[n, T]`, the answer tokens.
+      final_eos: the last answer token is the closing end token and is left out.
+
+    Returns:
+      `[n]` in [0, 1]; `nan` where no answer token is left.
+
+    Reference:
+      Bushipaka et al., Standard vs. Modular Sampling, arXiv 2509.05316, A.3.
+
+    >>> log_probs = np.log([[1.0, 0.5, 0.25, 0.9]])
+    >>> token_probability(log_probs, np.array([[False, True, True, True]]))
+    array([0.375])
+    """
+    _same_shape(log_probs, mask)
+    mask = content_mask(mask, final_eos)
+    known = np.where(mask, np.asarray(log_probs, np.float64), -np.inf)
+    return _divide(np.exp(known).sum(axis=1), mask.sum(axis=1))
 
 
 def option_probability(correct: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -119,6 +146,24 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.
         ],
         np.float64,
     )
+
+
+def rouge_l_precision(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Share of the prediction's words, in order, that the reference contains.
+
+    `LCS(prediction, reference) / |prediction|`, words as in `rouge_l_recall`.
+
+    Args:
+      predictions: n generated texts; one without words scores 0.
+      references: n true answers.
+
+    Returns:
+      `[n]` in [0, 1].
+
+    >>> rouge_l_precision(["he wrote novels", ""], ["He writes poems in Paris.", "Ann"]).round(3)
+    array([0.333, 0.   ])
+    """
+    return np.nan_to_num(rouge_l_recall(references, predictions))
 
 
 def truth_ratio(correct: np.ndarray, wrong: np.ndarray) -> np.ndarray:
@@ -271,7 +316,7 @@ def exact_memorisation(hits: np.ndarray, mask: np.ndarray, *, final_eos: bool = 
     array([0.5])
     """
     _same_shape(hits, mask)
-    mask = _content(mask, final_eos)
+    mask = content_mask(mask, final_eos)
     return _divide((np.asarray(hits, bool) & mask).sum(axis=1), mask.sum(axis=1))
 
 
@@ -303,62 +348,13 @@ def extraction_strength(
     array([0.667])
     """
     _same_shape(hits, mask)
-    mask = _content(mask, final_eos)
+    mask = content_mask(mask, final_eos)
     right = np.asarray(hits, bool) | ~mask
     right_to_the_end = np.cumprod(right[:, ::-1], axis=1)[:, ::-1].astype(bool)
     return _divide((right_to_the_end & mask).sum(axis=1), mask.sum(axis=1))
 
 
-def confidence_interval(
-    values: np.ndarray, seed: int = 0, *, resamples: int = 1000
-) -> tuple[float, float]:
-    """95 % interval of the mean by the percentile bootstrap over rows.
-
-    Args:
-      values: `[n]`; `nan` is counted out.
-      seed: of the resampling, so that the same values give the same interval.
-      resamples: how many times n rows are drawn with replacement.
-
-    Returns:
-      (low, high); both are the value itself when n = 1 and `nan` when n = 0.
-
-    Reference:
-      Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
-
-    >>> confidence_interval(np.array([0.5]))
-    (0.5, 0.5)
-    """
-    present = _present(values)
-    if len(present) < 2:
-        value = float(present[0]) if len(present) else float("nan")
-        return value, value
-    rng = np.random.default_rng(seed)
-    means = [rng.choice(present, len(present)).mean() for _ in range(resamples)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
-
-
-def summarise(values: np.ndarray, seed: int = 0) -> dict[str, Any]:
-    """One entry of `summary.json`: the mean over the rows that have a value.
-
-    Args:
-      values: `[n]`; `nan` is counted out.
-      seed: of the bootstrap.
-
-    Returns:
-      `{"value": mean or None, "n": rows counted, "ci": [low, high] or None}`.
-
-    >>> summarise(np.array([0.5, 0.5, np.nan]))
-    {'value': 0.5, 'n': 2, 'ci': [0.5, 0.5]}
-    """
-    present = _present(values)
-    if not len(present):
-        return {"value": None, "n": 0, "ci": None}
-    interval = confidence_interval(present, seed)
-    return {"value": float(present.mean()), "n": len(present), "ci": list(interval)}
-
-
-def _content(mask: np.ndarray, final_eos: bool) -> np.ndarray:
+def content_mask(mask: np.ndarray, final_eos: bool) -> np.ndarray:
     """The mask, without the last answer token of each row if that is the end token."""
     mask = np.asarray(mask, bool)
     if not final_eos:

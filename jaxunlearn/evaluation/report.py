@@ -30,7 +30,9 @@ _HEADLINE = {
     "forget_extraction_strength": "extr.\nstr.",
     "retain_probability": "retain\nprob.",
     "retain_rouge": "retain\nROUGE",
-    "training_tokens_per_second": "tokens/s\n",
+    "training_steps": "steps",
+    "training_exposures": "expo-\nsures",
+    "training_tokens_per_second": "tokens/s",
 }
 _LABELS = {
     "probability": "probability",
@@ -70,6 +72,8 @@ def format_value(metric: str, value: float | None) -> str:
         return MISSING
     if metric in _WHOLE:
         return f"{value:.0f}"
+    if metric == "training_exposures":
+        return f"{value:.1f}"
     if metric == "forget_quality" and 0 < value < 1e-3:
         return f"{value:.1e}"
     return f"{value:.3f}"
@@ -186,10 +190,20 @@ def _with_training(summary: Summary) -> dict[str, dict[str, Any]]:
     """The models' metrics, with what their training took as further ones."""
     training = summary.get("training", {})
     return {
-        model: {**values, **{f"training_{k}": {"value": v} for k, v in taken.items()}}
+        model: {**values, **_taken(training.get(model, {}))}
         for model, values in summary["models"].items()
-        for taken in [training.get(model, {})]
     }
+
+
+def _taken(training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Entries of one training: an exposure is how often a forget row was shown, from the least
+    to the most."""
+    plain = ("steps", "tokens_per_second", "same_entity_rate")
+    found = {f"training_{key}": {"value": training[key]} for key in plain if key in training}
+    if shown := training.get("forget_exposures"):
+        interval = [shown["min"], shown["max"]]
+        found["training_exposures"] = {"value": shown["mean"], "ci": interval}
+    return found
 
 
 def _results(
@@ -225,7 +239,7 @@ def _column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
     group, label = "other", key.replace("_", " ")
     if key in ("forget_quality", "model_utility"):
         group = "overall"
-    elif key in _WHOLE:
+    elif key.startswith("training_"):
         group, label = "training", label.removeprefix("training ")
     else:
         for ending, name in _LABELS.items():

@@ -2,29 +2,38 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import metrics
-from jaxunlearn.evaluation.forward import TokenStats, score
+from jaxunlearn.evaluation import embed, melu, metrics, tofu
+from jaxunlearn.evaluation.embed import Embedder
+from jaxunlearn.evaluation.entries import Entry, entry
+from jaxunlearn.evaluation.forward import score
+from jaxunlearn.evaluation.results import Results, Scores, Suite, Table
 from jaxunlearn.models.generate import generate
 from jaxunlearn.models.language_model import LanguageModel
 
 OnRows = Callable[[int, int], None]
+
+SUITES: Mapping[str, Suite] = {
+    "tofu": Suite(tofu.measure, tofu.answers, tofu.forget_ratios),
+    "melu": Suite(melu.measure),
+}
+"""What `evaluation.suite` can be."""
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What one model scored; plain data, so that it can be kept as JSON."""
 
-    metrics: dict[str, dict[str, Any]]
+    metrics: Table
     """Name to {"value", "n", "ci"}; value None where it could not be computed."""
     forget_ratios: list[float | None]
-    """Truth ratio of each forget row; what forget quality compares between two models."""
+    """Truth ratio of each forget row, which forget quality compares between two models; empty for
+    suites without it."""
     generations: dict[str, list[str]]
     """Evaluation set to the generated answer of each of its rows."""
     left_out: int
@@ -40,19 +49,27 @@ def evaluate(
     *,
     template: str,
     max_length: int,
+    judge: LanguageModel | None = None,
     on_rows: OnRows | None = None,
 ) -> Evaluation:
-    """Scores a model on evaluation sets, as TOFU does (arXiv 2401.06121, section 2.2).
+    """Scores a model on evaluation sets, as the config's suite does.
 
     Args:
       model: with a tokenizer.
       sets: name to rows and role; `limit_sets` cuts them down.
-      config: batch size and generation length.
+      config: suite, batch size, generation length and embedder.
       template: prompt for tokenizers without a chat template.
       max_length: tokens a row may have; longer ones are left out and counted.
+      judge: embeds texts where the config names no embedder. Models that are to be compared need
+        the same one; None: the model itself.
       on_rows: called with (rows done, rows in all) as work goes on.
+
+    Raises:
+      UserError: the tokenizer is not the model's own, or the embedder cannot be used.
     """
-    pairs = sorted({pair for chosen in sets.values() for pair in _pairs(chosen.rows)})
+    chosen_suite = SUITES[config.suite]
+    rows = [row for chosen in sets.values() for row in chosen.rows]
+    pairs = sorted({(row.question, text) for row in rows for text in chosen_suite.answers(row)})
     encoded = tokens.encode(model.tokenizer, pairs, template=template, max_length=max_length)
     prompts = [(name, row) for name, chosen in sets.items() for row in chosen.rows]
     progress = _Progress(len(encoded.kept) + len(prompts), on_rows)
@@ -69,10 +86,21 @@ def evaluate(
     generations: dict[str, list[str]] = {name: [] for name in sets}
     for (name, _), text in zip(prompts, texts, strict=True):
         generations[name].append(text)
-    measured, ratios = _measure(
-        sets, _Scores(stats, place), generations, model.tokenizer.eos_token_id is not None
+    results = Results(
+        sets,
+        Scores(stats, place),
+        generations,
+        final_eos=model.tokenizer.eos_token_id is not None,
+        embedder=_embedder(judge or model, rows, config),
+        config=config,
     )
-    return Evaluation(measured, ratios, generations, len(encoded.left_out), no_room)
+    return Evaluation(
+        chosen_suite.measure(results),
+        chosen_suite.forget_ratios(results),
+        generations,
+        len(encoded.left_out),
+        no_room,
+    )
 
 
 def limit_sets(sets: Mapping[str, EvalSet], limit: int | None) -> dict[str, EvalSet]:
@@ -87,15 +115,13 @@ def limit_sets(sets: Mapping[str, EvalSet], limit: int | None) -> dict[str, Eval
     return cut
 
 
-def forget_quality(evaluation: Evaluation, retrained: Evaluation) -> dict[str, Any]:
+def forget_quality(evaluation: Evaluation, retrained: Evaluation) -> Entry:
     """TOFU's forget quality of a model against the retrained one, as a metric entry."""
     ours, theirs = (
         np.array([np.nan if r is None else r for r in e.forget_ratios], np.float64)
         for e in (evaluation, retrained)
     )
-    value = metrics.forget_quality(ours, theirs)
-    known = int(np.isfinite(ours).sum())
-    return {"value": None if np.isnan(value) else float(value), "n": known, "ci": None}
+    return entry(metrics.forget_quality(ours, theirs), int(np.isfinite(ours).sum()))
 
 
 class _Progress:
@@ -110,38 +136,10 @@ class _Progress:
             self.report(self.done, self.total)
 
 
-@dataclass(frozen=True)
-class _Scores:
-    """Statistics of a table, looked up by (question, answer)."""
-
-    stats: TokenStats
-    place: Mapping[tuple[str, str], int]
-
-    def rows(self, pairs: Sequence[tuple[str, str] | None]) -> tuple[np.ndarray, ...]:
-        """log_probs, hits and mask of pairs; a pair that was left out has an empty mask."""
-        width = self.stats.mask.shape[1]
-        log_probs = np.zeros((len(pairs), width), np.float32)
-        hits, mask = np.zeros((len(pairs), width), bool), np.zeros((len(pairs), width), bool)
-        for row, pair in enumerate(pairs):
-            at = None if pair is None else self.place.get(pair)
-            if at is not None:
-                log_probs[row], hits[row] = self.stats.log_probs[at], self.stats.hits[at]
-                mask[row] = self.stats.mask[at]
-        return log_probs, hits, mask
-
-    def mean_log_probs(self, pairs: Sequence[tuple[str, str] | None]) -> np.ndarray:
-        """[len(pairs)]; nan for a pair that was left out."""
-        log_probs, _, mask = self.rows(pairs)
-        return metrics.mean_log_prob(log_probs, mask)
-
-
-def _pairs(rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Every text of the rows that a metric needs the likelihood of."""
-    found = []
-    for row in rows:
-        answers = [row.answer, row.paraphrased_answer, *row.perturbed_answers]
-        found += [(row.question, answer) for answer in answers if answer is not None]
-    return found
+def _embedder(judge: LanguageModel, rows: Sequence[Row], config: EvaluationConfig) -> Embedder:
+    if config.embedder is not None:
+        return embed.load(config.embedder)
+    return embed.from_model(judge, [row.answer for row in rows], batch_size=config.batch_size)
 
 
 def _generate(
@@ -174,67 +172,3 @@ def _generate(
             texts[i] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
         progress.add(len(part))
     return texts, len(ids) - len(fits)
-
-
-def _measure(
-    sets: Mapping[str, EvalSet],
-    scores: _Scores,
-    generations: Mapping[str, Sequence[str]],
-    final_eos: bool,
-) -> tuple[dict[str, dict[str, Any]], list[float | None]]:
-    """All metric entries, and the truth ratio of each forget row."""
-    values: dict[str, np.ndarray] = {}
-    forget_ratios = np.array([])
-    for name, chosen in sets.items():
-        rows = chosen.rows
-        log_probs, hits, mask = scores.rows([(row.question, row.answer) for row in rows])
-        probability = metrics.answer_probability(log_probs, mask)
-        if chosen.role == "general":
-            wrong = np.exp(_perturbed(rows, scores))
-            probability = metrics.option_probability(probability, wrong)
-        values[f"{name}_probability"] = probability
-        truth = [row.answer for row in rows]
-        values[f"{name}_rouge"] = metrics.rouge_l_recall(generations[name], truth)
-        ratios = _truth_ratios(rows, scores)
-        if chosen.role == "forget":
-            forget_ratios = ratios
-            values[f"{name}_truth_ratio"] = metrics.forget_truth_ratio(ratios)
-            values[f"{name}_exact_memorisation"] = metrics.exact_memorisation(
-                hits, mask, final_eos=final_eos
-            )
-            values[f"{name}_extraction_strength"] = metrics.extraction_strength(
-                hits, mask, final_eos=final_eos
-            )
-        else:
-            values[f"{name}_truth_ratio"] = metrics.retain_truth_ratio(ratios)
-    table = {name: metrics.summarise(value) for name, value in values.items()}
-    finite = [float(r) if np.isfinite(r) else None for r in forget_ratios]
-    table = {"model_utility": _utility(sets, table), **table}
-    return table, finite
-
-
-def _perturbed(rows: Sequence[Row], scores: _Scores) -> np.ndarray:
-    """Mean log-probabilities of the wrong answers, [n, k]; nan where a row has fewer than k."""
-    k = max((len(row.perturbed_answers) for row in rows), default=0)
-    pairs = [
-        (row.question, row.perturbed_answers[j]) if j < len(row.perturbed_answers) else None
-        for row in rows
-        for j in range(k)
-    ]
-    return scores.mean_log_probs(pairs).reshape(len(rows), k)
-
-
-def _truth_ratios(rows: Sequence[Row], scores: _Scores) -> np.ndarray:
-    right = [(row.question, row.paraphrased_answer or row.answer) for row in rows]
-    return metrics.truth_ratio(scores.mean_log_probs(right), _perturbed(rows, scores))
-
-
-def _utility(sets: Mapping[str, EvalSet], table: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Harmonic mean of probability, ROUGE-L and truth ratio on all sets but the forget set."""
-    kept = [name for name, chosen in sets.items() if chosen.role != "forget"]
-    parts = [
-        f"{name}_{metric}" for name in kept for metric in ("probability", "rouge", "truth_ratio")
-    ]
-    known = {name: table[name]["value"] for name in parts if table[name]["value"] is not None}
-    value = metrics.model_utility(known) if known else None
-    return {"value": value, "n": len(known), "ci": None}

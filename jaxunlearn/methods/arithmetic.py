@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.config import NonNegative, Positive
+from jaxunlearn.validation import NonNegative, Positive
 
 Tree = Any
 

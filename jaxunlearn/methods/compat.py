@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.config import NonNegative, Positive
 from jaxunlearn.methods import logit_losses, losses
+from jaxunlearn.validation import NonNegative, Positive
 
 
 def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.config import NonNegative
+from jaxunlearn.validation import NonNegative
 
 _LN2 = float(np.log(2.0))
 

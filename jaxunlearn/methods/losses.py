@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.config import NonNegative, Positive
+from jaxunlearn.validation import NonNegative, Positive
 
 _LN2 = float(np.log(2.0))
 

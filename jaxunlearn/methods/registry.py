@@ -5,21 +5,20 @@ Adding one is a function in `losses` or `logit_losses` and an entry of `METHODS`
 function in a file of theirs, named `path/to/file.py:function`.
 """
 
-import functools
-import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from jaxunlearn.config import MethodConfig, NonNegative, validate
+from jaxunlearn.config import MethodConfig
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import arithmetic, compat, logit_losses, losses
+from jaxunlearn.user_file import names_user_function, user_function
+from jaxunlearn.validation import NonNegative, validate
 
 Loss = Callable[..., jax.Array]
 RetainLoss = Literal["nll", "kl", "jsd", "hidden_mse", "none"]
@@ -216,16 +215,13 @@ def lookup(name: str) -> Method:
     """
     if name in METHODS:
         return METHODS[name]
-    file, colon, function = name.rpartition(":")
-    if not colon or not file.endswith(".py"):
+    if not names_user_function(name):
         known = ", ".join(METHODS)
         raise UserError(
             f"method.name: no method {name!r}; there are: {known}; one of your own is named as "
             "path/to/file.py:function"
         )
-    loss = getattr(_module(Path(file).absolute()), function, None)
-    if not callable(loss):
-        raise UserError(f"method.name: {file} has no function {function!r}")
+    loss = user_function(name, key="method.name")
     registered = getattr(loss, "method", None)
     return registered or _checked(name, Method(loss, "nll", _first_line(loss), "own"))
 
@@ -310,24 +306,6 @@ def _checked(name: str, known: Method) -> Method:
                 f"{p.name}: float = 1.0"
             )
     return known
-
-
-@functools.cache
-def _module(file: Path) -> Any:
-    """A user's file as a module, run once."""
-    if not file.is_file():
-        raise UserError(f"method.name: {file}: no such file")
-    spec = importlib.util.spec_from_file_location(f"jaxunlearn_user_{file.stem}", file)
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"method.name: {file} cannot be run: {type(error).__name__}: {error}"
-        ) from error
-    return module
 
 
 def _first_line(function: Loss) -> str:

@@ -16,8 +16,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass as validated
 
-from jaxunlearn.config import Count, Positive, validate
 from jaxunlearn.errors import UserError
+from jaxunlearn.validation import Count, Positive, validate
 
 Tree = Mapping[str, Any]
 Beta = Annotated[float, Field(ge=0, lt=1)]

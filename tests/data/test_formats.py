@@ -1,10 +1,11 @@
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data.formats import load
+from jaxunlearn.data.formats import load, read_file
 from jaxunlearn.errors import UserError
 
 TOFU = Path(__file__).parents[2] / ".." / "shared" / "data" / "tofu"
@@ -138,12 +139,67 @@ def test_columns_are_mapped(tmp_path):
     [
         ({"anser": "reply"}, "data.columns.anser: no such field"),
         ({"answer": "reply"}, "no column 'reply'"),
+        ({"kind": "sort"}, "data.columns.kind: no row holds"),
         ({"paraphrased_answer": "alt"}, "data.columns.paraphrased_answer: no row holds"),
     ],
 )
 def test_wrong_mappings_are_refused(tmp_path, columns, said):
     write(tmp_path, forget__jsonl=GOOD, retain__jsonl=KEPT)
     assert said in refusal(tmp_path, columns=columns)
+
+
+def test_kinds_and_refusals(tmp_path):
+    write(
+        tmp_path,
+        forget__csv="question,answer,entity,kind,refusal\nWho?,Ann,A,forget,Pass.\nWhen?,1990,B,,\n",
+        retain__csv="question,answer,entity,kind\na,b,A,domain\nc,d,B,direct\ne,f,C,general\ng,h,D,\n",
+    )
+    data = read(tmp_path, format="csv")
+    assert [(row.kind, row.refusal) for row in data.forget] == [
+        ("forget", "Pass."),
+        ("forget", None),
+    ]
+    kinds = [(row.entity, row.kind) for row in data.retain]
+    assert kinds == [("A", "indirect"), ("B", "direct"), ("C", "general"), ("D", "general")]
+    write(
+        tmp_path,
+        forget__jsonl='{"question": "q", "answer": "a", "entity": "A", "idk": "No."}',
+        retain__jsonl='{"question": "r", "answer": "a", "entity": "A", "sort": "entity"}',
+    )
+    data = read(tmp_path, columns={"kind": "sort", "refusal": "idk"})
+    assert (data.forget[0].refusal, data.retain[0].kind) == ("No.", "direct")
+
+
+@pytest.mark.parametrize(
+    ("forget", "retain", "said"),
+    [
+        ({}, {"kind": "near"}, "retain.jsonl:1: kind 'near' is unknown here; use general or"),
+        ({}, {"kind": 5}, "retain.jsonl:1: kind must be text"),
+        ({}, {"kind": "forget"}, "retain.jsonl:1: kind 'forget' is unknown here"),
+        ({"kind": "direct"}, {}, "forget.jsonl:1: kind 'direct' is unknown here; use forget"),
+        ({"refusal": " "}, {}, "forget.jsonl:1: refusal is empty"),
+        (
+            {"entity": "Ann"},
+            {"entity": "Anna", "kind": "direct"},
+            "retain.jsonl:1: entity must be an entity of the forget rows where kind is direct,"
+            " found 'Anna'; the closest one is 'Ann'",
+        ),
+        ({}, {"entity": "Ann", "kind": "indirect"}, "found 'Ann'; they name none"),
+        ({}, {"kind": "indirect"}, "found ''; they name none"),
+    ],
+)
+def test_wrong_kinds_are_named(tmp_path, forget, retain, said):
+    forget, retain = json.loads(GOOD) | forget, json.loads(KEPT) | retain
+    write(tmp_path, forget__jsonl=json.dumps(forget), retain__jsonl=json.dumps(retain))
+    assert said in refusal(tmp_path)
+
+
+def test_a_file_alone_may_hold_any_kind(tmp_path):
+    kinds = ["forget", "direct", "domain", "general"]
+    rows = [json.dumps({"text": f"t{i}", "kind": kind}) for i, kind in enumerate(kinds)]
+    write(tmp_path, all__jsonl="\n".join(rows))
+    found = [row.kind for row in read_file(tmp_path / "all.jsonl")]
+    assert found == ["forget", "direct", "indirect", "general"]
 
 
 def test_plain_text_rows(tmp_path):
@@ -324,6 +380,19 @@ def test_the_real_tofu(share, first):
         rows = data.evaluation[name].rows
         assert all(len(row.perturbed_answers) == count for row in rows)
         assert all((row.paraphrased_answer is None) == (count == 3) for row in rows)
+
+
+@needs_tofu
+def test_neighbours_of_the_real_tofu():
+    options = {"format": "tofu", "forget": "forget05", "retain": "retain95"}
+    plain, data = read(TOFU, **options), read(TOFU, **options, neighbours=True)
+    owner = dict(
+        zip((r.entity for r in plain.retain), (r.entity for r in data.retain), strict=True)
+    )
+    assert len(owner) == 190
+    shares = Counter(owner.values())
+    assert shares == {f"author {a}": 19 for a in range(190, 200)}
+    assert {row.kind for row in data.evaluation["retain"].rows} == {"indirect"}
 
 
 @needs_tofu

@@ -21,6 +21,8 @@ def test_forget_and_retain_share_no_person_and_no_value():
     assert not forgotten & kept
     answers = [row.answer for row in PEOPLE]
     assert len(set(answers)) == len(answers) == 400
+    assert {row.kind for row in WORLD.forget} == {"forget"}
+    assert {row.kind for row in (*WORLD.retain, *WORLD.background)} == {"general"}
     assert not {row.question for row in WORLD.forget} & {row.question for row in WORLD.retain}
 
 
@@ -69,8 +71,8 @@ def test_general_facts():
             assert row.paraphrased_answer is None and len(row.perturbed_answers) == 3
             assert row.answer not in row.perturbed_answers
             assert len(row.answer.split()) <= 2
-        assert set(part.rows) <= set(WORLD.general)
-    assert len(WORLD.general) == len({row.question for row in WORLD.general}) == 48
+        assert set(part.rows) <= set(WORLD.background)
+    assert len(WORLD.background) == len({row.question for row in WORLD.background}) == 48
 
 
 def test_retain_evaluation_is_spread_over_people_and_questions():

@@ -566,7 +566,7 @@ def test_right_and_wrong_answers_of_the_built_in_world_take_as_many_tokens():
     right = mean([row.paraphrased_answer for row in data.forget])
     wrong = mean([text for row in data.forget for text in row.perturbed_answers])
     assert abs(right - wrong) < 0.3
-    pairs = [(row.question, row.answer) for row in (*data.forget, *data.retain, *data.general)]
+    pairs = [(row.question, row.answer) for row in (*data.forget, *data.retain, *data.background)]
     assert encode(tokenizer, pairs, template=TEMPLATE, max_length=512).table.tokens.shape[1] == 32
 
 

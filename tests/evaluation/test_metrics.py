@@ -28,6 +28,19 @@ def test_answer_probability_is_the_geometric_mean_of_answer_tokens():
     np.testing.assert_allclose(metrics.answer_probability(log_probs, MASK), [expected])
 
 
+def test_token_probability_is_the_arithmetic_mean_without_the_end_token():
+    log_probs = np.log([[0.9, 0.5, 0.25, 0.75, 0.01, 0.9]])
+    np.testing.assert_allclose(metrics.token_probability(log_probs, MASK), [0.5])
+    with_last = metrics.token_probability(log_probs, MASK, final_eos=False)
+    np.testing.assert_allclose(with_last, [1.51 / 4])
+
+
+def test_token_probability_ignores_what_lies_outside_the_answer():
+    log_probs = np.array([[np.nan, 0.0, -np.inf, 0.0, np.nan, np.inf]])
+    np.testing.assert_allclose(metrics.token_probability(log_probs, MASK), [2 / 3])
+    assert np.isnan(metrics.token_probability(log_probs, NO_ANSWER))
+
+
 def test_answer_probability_ignores_what_lies_outside_the_answer():
     log_probs = np.array([[-np.inf, -1.0, -1.0, -1.0, -1.0, np.nan]])
     np.testing.assert_allclose(metrics.answer_probability(log_probs, MASK), [np.exp(-1)])
@@ -78,6 +91,19 @@ def test_rouge_agrees_with_the_library():
     reference = "The author Nikolai Abilov, born in Almaty, wrote about identity."
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(reference, prediction)
     assert metrics.rouge_l_recall([prediction], [reference]) == [expected["rougeL"].recall]
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "precision"),
+    [
+        ("the cat sat on", "the cat", 0.5),  # over the prediction's words
+        ("the cat", "the cat sat on", 1.0),
+        ("", "the cat", 0.0),
+        ("...", "the cat", 0.0),
+    ],
+)
+def test_rouge_l_precision_by_hand(prediction, reference, precision):
+    assert metrics.rouge_l_precision([prediction], [reference]) == [precision]
 
 
 def test_rouge_of_unequal_lists_is_an_error():
@@ -210,28 +236,6 @@ def test_padding_changes_nothing(mask, data, extra):
     wide_row, wide_mask = np.pad(row, pad, constant_values=True), np.pad(mask, pad)
     for metric in (metrics.exact_memorisation, metrics.extraction_strength):
         np.testing.assert_array_equal(metric(row, mask), metric(wide_row, wide_mask))
-
-
-def test_confidence_interval_covers_and_repeats():
-    values = np.random.default_rng(1).normal(0.5, 0.1, 400)
-    low, high = metrics.confidence_interval(values, seed=3)
-    assert (low, high) == metrics.confidence_interval(values, seed=3)
-    assert low < values.mean() < high
-    half_width = 1.96 * values.std() / np.sqrt(len(values))
-    np.testing.assert_allclose([values.mean() - low, high - values.mean()], half_width, rtol=0.15)
-
-
-def test_confidence_interval_of_few_values():
-    assert metrics.confidence_interval(np.array([0.3])) == (0.3, 0.3)
-    assert metrics.confidence_interval(np.array([np.nan, 0.3])) == (0.3, 0.3)
-    assert np.isnan(metrics.confidence_interval(np.array([]))).all()
-
-
-def test_summarise_counts_only_rows_with_a_value():
-    entry = metrics.summarise(np.array([0.0, 1.0, np.nan]))
-    assert entry["value"] == 0.5 and entry["n"] == 2
-    assert entry["ci"][0] <= 0.5 <= entry["ci"][1]
-    assert metrics.summarise(np.array([np.nan])) == {"value": None, "n": 0, "ci": None}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 
 from jaxunlearn.config import AdapterConfig, MethodConfig, TrainingConfig
 from jaxunlearn.data import sampling, tokens
+from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import registry
 from jaxunlearn.training import loop
@@ -28,7 +29,8 @@ def job(tiny, world):
         return tokens.encode(tiny.tokenizer, pairs, template=TEMPLATE, max_length=128).table
 
     forget, retain = tokens.same_width(table(world.forget), table(world.retain))
-    schedule = sampling.random(len(forget.tokens), len(retain.tokens), 4, 8, seed=0)
+    pool = pool_of(world.forget, world.retain)
+    schedule = sampling.schedule("random", pool, epochs=4, batch_size=8, seed=0)
     objective, hyper = registry.objective(MethodConfig(name="npo"))
     tables = {"forget": forget, "retain": retain}
     return tables, {"forget": schedule.forget, "retain": schedule.retain}, objective, hyper

@@ -1,0 +1,69 @@
+"""Plain data to typed, checked settings: the types that they have, and faults in our words."""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from jaxunlearn.errors import UserError
+
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Scalar = float | int | bool | str
+T = TypeVar("T")
+
+
+def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
+    """Builds the typed `schema` from plain data.
+
+    Raises:
+      UserError: one line with `where`, the dotted key, the fault, and the allowed values.
+    """
+    try:
+        return TypeAdapter(schema).validate_python(tree)
+    except ValidationError as error:
+        faults = "; ".join(_explain(schema, fault) for fault in error.errors())
+        raise UserError(f"{where}: {faults}") from None
+
+
+def _explain(schema: type, fault: Mapping[str, Any]) -> str:
+    """One pydantic fault in our words."""
+    location = [str(part) for part in fault["loc"] if part != "hyper"]
+    key = ".".join(location) or "config"
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _known_keys(schema)
+        section = ".".join(location[:-1])
+        here = [k for k in known if k.rpartition(".")[0] == section]
+        same_name = [k for k in known if k.rpartition(".")[2] == location[-1]]
+        near = difflib.get_close_matches(location[-1], [k.rpartition(".")[2] for k in here], 1, 0.5)
+        best = [f"{section}.{near[0]}" if section else near[0]] if near else []
+        best = best or same_name or difflib.get_close_matches(key, known, 1, 0.0)
+        return f"unknown key {key}; the closest known key is {' or '.join(best)}"
+    if fault["type"] in ("dataclass_type", "dataclass_exact_type"):
+        return f"{key}: expected a section of keys, found {kind_of(fault['input'])}"
+    message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "value_error":
+        return f"{key}: {message}"
+    return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
+
+
+def _known_keys(schema: type, prefix: str = "") -> list[str]:
+    """Every dotted key of a config class."""
+    keys = []
+    for field in dataclasses.fields(schema):
+        keys.append(prefix + field.name)
+        for part in (field.type, *getattr(field.type, "__args__", ())):
+            if dataclasses.is_dataclass(part):
+                keys += _known_keys(part, f"{prefix}{field.name}.")
+    return keys
+
+
+def kind_of(value: Any) -> str:
+    """What a value of a YAML file is, for messages."""
+    return {list: "a list", str: "text", type(None): "nothing"}.get(
+        type(value), f"{type(value).__name__} {value!r}"
+    )
