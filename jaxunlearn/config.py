@@ -225,6 +225,15 @@ class SamplingConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class RequestsConfig:
+    """How forget rows come as requests, one after another; each starts from the last result."""
+
+    by: Literal["entity", "rows"] = "entity"
+    size: Count = 1
+    """Entities, or rows, in one request."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class StopConfig:
     """When to end a training before its last step, because too much is lost."""
 
@@ -277,6 +286,8 @@ class Experiment:
     sampling: SamplingConfig = Field(default_factory=SamplingConfig)
     adapter: AdapterConfig | None = None
     training: TrainingConfig = Field(default_factory=TrainingConfig)
+    requests: RequestsConfig | None = None
+    """Forget in parts, one after another; default: everything at once."""
     stop: StopConfig | None = None
     """Ends an unlearning whose retain rows suffer too much; default: never."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)

@@ -13,10 +13,10 @@ import numpy as np
 
 from jaxunlearn import config as configs
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
-from jaxunlearn.data import formats, sampling, tokens
+from jaxunlearn.data import formats, requests, sampling, tokens
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation import embed, report, suite
+from jaxunlearn.evaluation import embed, over_requests, report, suite
 from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
@@ -27,12 +27,13 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.peft_adapter import export_adapter
 from jaxunlearn.progress import Bars
-from jaxunlearn.runs import RunFolder
+from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.training import optimizers
 from jaxunlearn.training.loop import split_params, train
 from jaxunlearn.unlearning import (
     batch_slots,
     check_method,
+    check_rows,
     encode_rows,
     max_length,
     need_tokenizer,
@@ -82,10 +83,12 @@ def run(experiment: Experiment) -> dict[str, Any]:
         if retrained is not None:
             evaluations["retrained"] = work.evaluate("retrained", retrained)
         del retrained
+        histories = {}
         for label, method in labels(experiment).items():
-            model = work.unlearn(label, target, method)
-            evaluations[label] = work.evaluate(label, model)
-        return work.finish(target, model, evaluations)
+            model, after = work.unlearn(label, target, method)
+            evaluations[label] = after[-1]
+            histories[label] = [evaluations["target"], *after]
+        return work.finish(target, model, evaluations, histories)
 
 
 def finetune(experiment: Experiment) -> list[Path]:
@@ -149,6 +152,8 @@ class _Workshop:
         self.base = _base_model(experiment, self.data)
         need_tokenizer(self.base)
         self.limit = max_length(self.base, experiment)
+        asked = experiment.requests
+        self.requests = [] if asked is None else requests.split(self.data, asked)
         self._check_early()
         folder.create()
         self.environment = folder.write_environment(self.data, self.base.folder)
@@ -167,6 +172,8 @@ class _Workshop:
             embed.load(settings.evaluation.embedder)(texts)
         for method in (*settings.baselines, settings.method):
             check_method(self.base, method)
+            for part in self.requests or [self.data]:
+                check_rows(method, part.forget, part.retain, settings)
             training = configs.training_of(settings, method)
             split_params(self.base, training.train_only, settings.adapter, settings.seed)
             optimizers.resolve_options(training.optimizer, training.optimizer_options)
@@ -193,20 +200,41 @@ class _Workshop:
         kept = list(range(len(self.data.forget), len(self._all_rows())))
         return self._finetuned("retrained", self.experiment.finetune, kept)
 
-    def unlearn(self, label: str, target: LanguageModel, method: MethodConfig) -> LanguageModel:
-        """The target after one method."""
-        with self.bars.stage(label) as stage:
+    def unlearn(
+        self, label: str, target: LanguageModel, method: MethodConfig
+    ) -> tuple[LanguageModel, list[Evaluation]]:
+        """The target after one method, and its evaluation; after each request if there are some."""
+        if self.experiment.requests is None:
+            model = self._unlearn(label, target, method, self.data.forget, self.data.retain)
+            return model, [self.evaluate(label, model)]
+        model, after = target, []
+        for number, request in enumerate(self.requests, 1):
+            stage = request_stage(label, number)
+            # Merged, because the next request has an adapter of its own.
+            model = self._unlearn(stage, model, method, request.forget, request.retain).merged()
+            after.append(self.evaluate(stage, model))
+        return model, after
+
+    def _unlearn(
+        self,
+        stage: str,
+        start: LanguageModel,
+        method: MethodConfig,
+        forget: Sequence[Row],
+        retain: Sequence[Row],
+    ) -> LanguageModel:
+        with self.bars.stage(stage) as bar:
             return self._timed(
-                f"{label} training",
+                f"{stage} training",
                 lambda: unlearn_rows(
-                    target,
-                    self.data.forget,
-                    self.data.retain,
+                    start,
+                    forget,
+                    retain,
                     self.experiment,
                     method,
-                    checkpoints=self.folder.checkpoints(label),
-                    on_steps=self._logger(label, stage.steps),
-                    on_schedule=partial(self.folder.write_schedule, label),
+                    checkpoints=self.folder.checkpoints(stage),
+                    on_steps=self._logger(stage, bar.steps),
+                    on_schedule=partial(self.folder.write_schedule, stage),
                     utility=self._utility,
                     say=self._note,
                 ),
@@ -242,9 +270,21 @@ class _Workshop:
         return _evaluate(label, model, self.data, self.experiment, self.bars, self.judge)
 
     def finish(
-        self, target: LanguageModel, model: LanguageModel, evaluations: dict[str, Evaluation]
+        self,
+        target: LanguageModel,
+        model: LanguageModel,
+        evaluations: dict[str, Evaluation],
+        histories: dict[str, list[Evaluation]],
     ) -> dict[str, Any]:
-        """Summary, report and exported model; the summary comes last, as the sign of the end."""
+        """Summary, report and exported model; the summary comes last, as the sign of the end.
+
+        Args:
+          target: the model before unlearning.
+          model: the main method's result.
+          evaluations: label to evaluation.
+          histories: label of each method to the evaluations of the target and after each request.
+        """
+        sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
         models = {}
         for label, evaluation in evaluations.items():
             metrics = dict(evaluation.metrics)
@@ -262,10 +302,16 @@ class _Workshop:
             "environment": self.environment,
             "notes": self.notes,
         }
+        if self.requests:
+            summary["requests"] = {
+                label: over_requests.history(self.requests, sets["forget"].rows, known)
+                for label, known in histories.items()
+            }
         self._export(target, model, model_card(summary))
-        sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
         samples = _samples(sets, evaluations)
-        report.write_html(self.folder.path / "report.html", summary, self.folder.curves(), samples)
+        report.write_html(
+            self.folder.path / "report.html", summary, self.folder.model_curves(), samples
+        )
         self.folder.write_json("summary.json", summary)
         return summary
 

@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import yaml
 
 from jaxunlearn import config as configs
 from jaxunlearn.config import Experiment
+from jaxunlearn.data import sampling
 from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.suite import Evaluation
@@ -119,19 +121,36 @@ class RunFolder:
         """Keeps what a stage's schedule shows."""
         self.write_json(f"schedules/{stage}.json", description)
 
+    def model_curves(self) -> list[dict[str, Any]]:
+        """All logged steps, the stages of one model counted through."""
+        rows, steps, offset = self.curves(), {}, {}
+        for row in rows:
+            steps[row["model"]] = row["step"]
+        total: Counter[str] = Counter()
+        for stage, count in steps.items():
+            offset[stage] = total[model_of(stage)]
+            total[model_of(stage)] += count
+        return [
+            {**row, "model": model_of(row["model"]), "step": row["step"] + offset[row["model"]]}
+            for row in rows
+        ]
+
     def trainings(self) -> dict[str, dict[str, Any]]:
-        """Stage to its number of steps, the median over them of tokens per second, and what its
+        """Model to its number of steps, the median over them of tokens per second, and what its
         schedule shows."""
         rates: dict[str, list[float]] = {}
-        for row in self.curves():
+        for row in self.model_curves():
             rates.setdefault(row["model"], []).append(row["tokens_per_second"])
+        shown: dict[str, list[dict[str, Any]]] = {}
+        for path in sorted((self.path / "schedules").glob("*.json")):
+            shown.setdefault(model_of(path.stem), []).append(_read_json(path) or {})
         return {
-            stage: {
-                **(_read_json(self.path / "schedules" / f"{stage}.json") or {}),
+            model: {
+                **(sampling.together(shown[model]) if model in shown else {}),
                 "steps": len(found),
                 "tokens_per_second": round(statistics.median(found)),
             }
-            for stage, found in rates.items()
+            for model, found in rates.items()
         }
 
     def read_evaluation(self, stage: str) -> Evaluation | None:
@@ -160,6 +179,16 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         """Writes a JSON file of the run atomically."""
         write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def request_stage(label: str, number: int) -> str:
+    """The name of a method's training for one request; no label has an @."""
+    return f"{label}@{number}"
+
+
+def model_of(stage: str) -> str:
+    """The label of the model that a stage trains."""
+    return stage.partition("@")[0]
 
 
 def write_text(path: Path, text: str) -> None:

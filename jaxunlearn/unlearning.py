@@ -216,6 +216,22 @@ def check_method(model: LanguageModel, method: MethodConfig) -> None:
         )
 
 
+def check_rows(
+    method: MethodConfig, forget: Sequence[Row], retain: Sequence[Row], experiment: Experiment
+) -> None:
+    """What a method and its sampler ask of the rows must be there.
+
+    Raises:
+      UserError: a refusal is missing, or the sampler cannot pair the rows.
+    """
+    chosen = registry.lookup(method.name)
+    if "refusal" in (chosen.answers, chosen.labels, chosen.alternative):
+        refusals(forget, experiment.seed)
+    training, pairing = training_of(experiment, method), sampling_of(experiment, method)
+    if "retain" in registry.objective(method)[0].groups:
+        make_schedule(pool_of(forget, retain), pairing, training, experiment.seed)
+
+
 def _tables(
     model: LanguageModel,
     forget: Sequence[Row],

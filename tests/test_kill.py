@@ -49,30 +49,61 @@ def outcome(folder):
     return (folder / "hf" / "model.safetensors").read_bytes(), losses, models
 
 
-@pytest.mark.slow
-def test_killed_three_times(tmp_path):
-    config = tmp_path / "run.yaml"
-    config.write_text(yaml.safe_dump(CONFIG))
-    whole = start(config, tmp_path / "whole")
-    assert whole.wait() == 0, whole.stdout.read().decode()
+def killed_and_resumed(tmp_path, config, moments):
+    """The outcome of a run that is killed at each of the moments, and of one that is not.
 
+    Args:
+      tmp_path: where they run.
+      config: the run's, as plain data.
+      moments: name to function of the run folder.
+    """
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    whole = start(path, tmp_path / "whole")
+    assert whole.wait() == 0, whole.stdout.read().decode()
     folder = tmp_path / "cut" / "run"
-    checkpoints = folder / "checkpoints"
-    moments = {
-        "in the middle of a training": lambda: (checkpoints / "target" / "4").exists(),
-        "while a checkpoint is written": lambda: any(
-            checkpoints.glob("retrained/*.orbax-checkpoint-tmp*")
-        ),
-        "between training and evaluation of the last model": lambda: (
-            checkpoints / "npo" / "8"
-        ).exists(),
-    }
     for name, moment in moments.items():
-        process = start(config, tmp_path / "cut")
-        assert wait_for(moment, process), (name, process.stdout.read().decode())
+        process = start(path, tmp_path / "cut")
+        assert wait_for(lambda moment=moment: moment(folder), process), (
+            name,
+            process.stdout.read().decode(),
+        )
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
         assert not (folder / "summary.json").exists()
-    last = start(config, tmp_path / "cut")
+    last = start(path, tmp_path / "cut")
     assert last.wait() == 0, last.stdout.read().decode()
-    assert outcome(folder) == outcome(tmp_path / "whole" / "run")
+    return folder, tmp_path / "whole" / "run"
+
+
+@pytest.mark.slow
+def test_killed_three_times(tmp_path):
+    moments = {
+        "in the middle of a training": lambda run: (run / "checkpoints/target/4").exists(),
+        "while a checkpoint is written": lambda run: any(
+            run.glob("checkpoints/retrained/*.orbax-checkpoint-tmp*")
+        ),
+        "between training and evaluation of the last model": lambda run: (
+            run / "checkpoints/npo/8"
+        ).exists(),
+    }
+    cut, whole = killed_and_resumed(tmp_path, CONFIG, moments)
+    assert outcome(cut) == outcome(whole)
+
+
+@pytest.mark.slow
+def test_requests_killed_between_and_inside(tmp_path):
+    """Five requests, one after another, each from the last one's result."""
+    config = {**CONFIG, "requests": {"by": "rows", "size": 4}, "method": {"name": "altpo"}}
+    moments = {
+        "inside the first request": lambda run: (run / "checkpoints/altpo@1/4").exists(),
+        "between its end and its evaluation": lambda run: (run / "checkpoints/altpo@2/8").exists(),
+        "between two requests": lambda run: (run / "evaluations/altpo@3.json").exists(),
+        "inside the last one": lambda run: (run / "checkpoints/altpo@5/2").exists(),
+    }
+    cut, whole = killed_and_resumed(tmp_path, config, moments)
+    assert outcome(cut) == outcome(whole)
+    histories = [json.loads((run / "summary.json").read_text())["requests"] for run in (cut, whole)]
+    assert histories[0] == histories[1]
+    known = histories[0]["altpo"]
+    assert len(known["requests"]) == 5 and len(known["rouge"]) == len(known["model_utility"]) == 6

@@ -6,7 +6,7 @@ neither the number of devices nor the number of epochs changes an epoch's draws.
 """
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -137,10 +137,10 @@ def describe(pool: Pool, schedule: Schedule) -> dict[str, Any]:
     """What a schedule shows, as plain values.
 
     Returns:
-      steps; pairs (a forget row with its partners); exposures of the forget rows and of the retain
-      rows, as min, mean and max over all rows of the pool, with the number of retain rows never
-      seen; and same_entity_rate, the share of meetings with a neighbour of the forget row's own
-      entity among those with any neighbour (None: there are none).
+      steps; pairs (a forget row with its partners); forget_rows; exposures of the forget rows and
+      of the retain rows, as min, mean and max over all rows of the pool, with the number of retain
+      rows never seen; and same_entity_rate, the share of meetings with a neighbour of the forget
+      row's own entity among those with any neighbour (None: there are none).
     """
     seen = np.bincount(schedule.retain[schedule.retain != EMPTY], minlength=len(pool.retain))
     shown = np.bincount(schedule.forget[schedule.forget != EMPTY], minlength=len(pool.forget))
@@ -151,10 +151,38 @@ def describe(pool: Pool, schedule: Schedule) -> dict[str, Any]:
     return {
         "steps": len(schedule.forget),
         "pairs": int(shown.sum()),
+        "forget_rows": len(pool.forget),
         "forget_exposures": _spread(shown),
         "retain_exposures": _spread(seen),
         "retain_never_seen": int((seen == 0).sum()),
         "same_entity_rate": float(same.mean()) if near.any() else None,
+    }
+
+
+def together(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several schedules after one another show, each on forget rows of its own.
+
+    Args:
+      parts: from `describe`, at least one.
+
+    Returns:
+      Steps, pairs, forget_rows, forget_exposures and same_entity_rate, as `describe` has them; the
+      rate is a mean over the schedules, weighted by their pairs.
+    """
+    rows, pairs = ([part[key] for part in parts] for key in ("forget_rows", "pairs"))
+    shown = [part["forget_exposures"] for part in parts]
+    near = [part for part in parts if part["same_entity_rate"] is not None]
+    same = sum(part["same_entity_rate"] * part["pairs"] for part in near)
+    return {
+        "steps": sum(part["steps"] for part in parts),
+        "pairs": sum(pairs),
+        "forget_rows": sum(rows),
+        "forget_exposures": {
+            "min": min(one["min"] for one in shown),
+            "mean": float(np.average([one["mean"] for one in shown], weights=rows)),
+            "max": max(one["max"] for one in shown),
+        },
+        "same_entity_rate": same / sum(part["pairs"] for part in near) if near else None,
     }
 
 

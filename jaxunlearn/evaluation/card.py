@@ -5,7 +5,7 @@ from typing import Any
 
 import yaml
 
-from jaxunlearn.evaluation import report
+from jaxunlearn.evaluation import columns, report
 from jaxunlearn.evaluation.plots import measured
 from jaxunlearn.models.hub import hub_id
 
@@ -37,7 +37,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         "\n".join(facts),
         "## Numbers",
         f"The weights in this folder are those of `{summary['primary']}`. n: rows behind a value; "
-        "of model utility: the metrics it is a mean of.",
+        "of model utility in TOFU's suite: the metrics it is a mean of.",
         _table(summary["models"]),
         *(["\n".join(notes)] if notes else []),
         "## How to load it",
@@ -78,9 +78,9 @@ def _table(models: Mapping[str, Any]) -> str:
         values = [measured(metrics, key) for metrics in models.values()]
         entries = [metrics.get(key) or {} for metrics in models.values()]
         counts = {e["n"]: None for e, v in zip(entries, values, strict=True) if v is not None}
-        n = " / ".join(map(str, counts)) or report.MISSING
-        name = f"{key.replace('_', ' ')} {report.arrow(key)}"
-        lines.append([name, n, *(report.format_value(key, value) for value in values)])
+        n = " / ".join(map(str, counts)) or columns.MISSING
+        name = f"{key.replace('_', ' ')} {columns.arrow(key)}"
+        lines.append([name, n, *(columns.format_value(key, value) for value in values)])
     cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
     return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 

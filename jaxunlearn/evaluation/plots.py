@@ -85,11 +85,25 @@ def curves_svg(
         keys -= _HIDDEN | ({"grad_norm"} if made else set())
         for key in [*(k for k in _FIRST if k in keys), *sorted(keys - set(_FIRST))]:
             name = title + key.replace("_", " ")
-            panels.append({"title": name, "svg": _curve_panel(lines, key, name, looks)})
+            panels.append({"title": name, "svg": _curve_panel(lines, key, name, looks, "step")})
     return panels
 
 
-def _curve_panel(rows: Sequence[dict], key: str, name: str, looks: Mapping[str, Style]) -> str:
+def lines_svg(
+    rows: Sequence[dict[str, Any]], looks: Mapping[str, Style], *, axis: str
+) -> list[dict[str, str]]:
+    """One panel per quantity, as `curves_svg` draws them; `axis` is what `step` counts."""
+    keys = dict.fromkeys(key for row in rows for key in row if key not in _HIDDEN)
+    return [
+        {"title": name, "svg": _curve_panel(rows, key, name, looks, axis)}
+        for key in keys
+        for name in [key.replace("_", " ")]
+    ]
+
+
+def _curve_panel(
+    rows: Sequence[dict], key: str, name: str, looks: Mapping[str, Style], axis: str
+) -> str:
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = _figure(3.7, 2.3)
@@ -109,7 +123,7 @@ def _curve_panel(rows: Sequence[dict], key: str, name: str, looks: Mapping[str, 
         axes.plot(steps, values, color=look.color, dashes=look.dashes, lw=1.6, marker=marker, ms=4)
     _choose_scale(axes, everything)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-    axes.set_xlabel("step")
+    axes.set_xlabel(axis)
     return _svg(figure, name)
 
 
@@ -149,6 +163,9 @@ def plane(
             "the dashed line the test cannot tell the two apart. "
             f"Values below {P_FLOOR:.0e} are drawn at the lower edge."
         )
+    elif any(measured(values, "forget_efficacy") is not None for _, _, values in rows):
+        metric = "forget_efficacy"
+        caption = "Forget efficacy is 1 minus the mean of probability, ROUGE-L and similarity."
     else:
         metric = "forget_rouge"
         caption = "Without a retrained model: ROUGE-L recall on forget rows, lower is better."
@@ -165,19 +182,20 @@ def plane(
         Point(f"{model} · {runs[0]}" if len(runs) == 1 and runs[0] else model, model, *xy)
         for (model, *xy), runs in places.items()
     ]
-    svg = plane_svg(points, looks, quality=metric == "forget_quality")
+    svg = plane_svg(points, looks, metric=metric)
     return {"svg": svg, "caption": caption + " The upper right corner is the aim."}
 
 
-def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, quality: bool) -> str:
+def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: str) -> str:
     """The forget-utility plane; the upper right corner is where one wants to be.
 
     Args:
       points: one per model.
       looks: from `styles`.
-      quality: y is forget quality, a p-value on a logarithmic axis with floor `P_FLOOR`; otherwise
-        forget ROUGE-L recall on an inverted axis, for runs without a retrained model.
+      metric: what y is: "forget_quality", a p-value on a logarithmic axis with floor `P_FLOOR`;
+        "forget_efficacy"; or "forget_rouge", ROUGE-L recall on an inverted axis.
     """
+    quality = metric == "forget_quality"
     figure, axes = _figure(8.6, 4.2)
     places = []
     for point in points:
@@ -204,6 +222,9 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, quality: b
         axes.yaxis.set_major_formatter(_power_of_ten)
         axes.minorticks_off()
         axes.set_ylabel("forget quality (p) →")
+    elif metric == "forget_efficacy":
+        axes.set_ylim(-0.05, 1.05)
+        axes.set_ylabel("forget efficacy →")
     else:
         axes.set_ylim(1.05, -0.05)
         axes.set_ylabel("forget ROUGE-L (inverted) →")

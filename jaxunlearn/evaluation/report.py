@@ -6,42 +6,30 @@ template that escapes it: a model's text may contain anything.
 
 import base64
 import hashlib
-import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn.evaluation import plots
+from jaxunlearn.evaluation import over_requests, plots
+from jaxunlearn.evaluation.columns import (
+    HEADLINES,
+    MISSING,
+    Summary,
+    arrow,
+    column,
+    format_value,
+    with_training,
+)
 from jaxunlearn.evaluation.plots import measured
 
 if TYPE_CHECKING:
     import rich.table
 
-Summary = Mapping[str, Any]
-
-MISSING = "—"
-_HEADLINE = {
-    "forget_quality": "forget\nquality",
-    "model_utility": "model\nutility",
-    "forget_probability": "forget\nprob.",
-    "forget_rouge": "forget\nROUGE",
-    "forget_extraction_strength": "extr.\nstr.",
-    "retain_probability": "retain\nprob.",
-    "retain_rouge": "retain\nROUGE",
-    "training_steps": "steps",
-    "training_exposures": "expo-\nsures",
-    "training_tokens_per_second": "tokens/s",
-}
-_LABELS = {
-    "probability": "probability",
-    "rouge": "ROUGE\u2011L",
-    "truth_ratio": "truth ratio",
-    "exact_memorisation": "exact memorisation",
-    "extraction_strength": "extraction strength",
-}
-_WHOLE = ("training_steps", "training_tokens_per_second")
+_TILES = (
+    "forget_quality", "forget_efficacy", "model_utility", "forget_rouge", "forget_probability",
+)  # fmt: skip
 _GLYPHS = dict(zip("osD^vPXh*", "●■◆▲▼✚✖⬢★", strict=True))
 _OPEN_SAMPLES = 4
 
@@ -55,28 +43,16 @@ def table(summary: Summary) -> "rich.table.Table":
     # Within 80 columns for models with short names.
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
-    models = _with_training(summary)
-    keys = [key for key in _HEADLINE if any(key in values for values in models.values())]
+    models = with_training(summary)
+    headline = HEADLINES[summary.get("config", {}).get("evaluation", {}).get("suite", "tofu")]
+    keys = [key for key in headline if any(key in values for values in models.values())]
     for key in keys:
-        out.add_column(f"{_HEADLINE[key]} {arrow(key)}", justify="right", no_wrap=True)
+        out.add_column(f"{headline[key]} {arrow(key)}", justify="right", no_wrap=True)
     for model, values in models.items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
         cells = [format_value(key, measured(values, key)) for key in keys]
         out.add_row(Text(model), *map(Text, cells), style=style)
     return out
-
-
-def format_value(metric: str, value: float | None) -> str:
-    """`0.713`; small p-values as `1.2e-05`; a dash for what was not measured."""
-    if value is None or not math.isfinite(value):
-        return MISSING
-    if metric in _WHOLE:
-        return f"{value:.0f}"
-    if metric == "training_exposures":
-        return f"{value:.1f}"
-    if metric == "forget_quality" and 0 < value < 1e-3:
-        return f"{value:.1e}"
-    return f"{value:.3f}"
 
 
 def statement(summary: Summary) -> str:
@@ -99,7 +75,7 @@ def statement(summary: Summary) -> str:
             f" A Kolmogorov-Smirnov test on the truth ratios of the forget rows {verb} tell it"
             f" from a model that never saw them (p = {quality:.2g})."
         )
-    elif "retrained" not in models:
+    elif "retrained" not in models and "forget_efficacy" not in ours:
         text += " There is no retrained model to compare with, hence no forget quality."
     return text
 
@@ -118,7 +94,7 @@ def write_html(
       curves: lines of `metrics.jsonl`, each with `model` and `step`.
       samples: `{"set", "question", "answer", "generations": {model: text}}`.
     """
-    rows = [("", model, values) for model, values in _with_training(summary).items()]
+    rows = [("", model, values) for model, values in with_training(summary).items()]
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
     _write_page(
         path,
@@ -128,6 +104,9 @@ def write_html(
         tiles=_tiles(summary),
         **_results(rows, looks, {("", summary.get("primary"))}),
         panels=plots.curves_svg(curves, looks),
+        requests=plots.lines_svg(
+            over_requests.lines(summary.get("requests", {})), looks, axis="requests done"
+        ),
         legend=list(dict.fromkeys(row.get("model", "") for row in curves)),
         samples=_sample_groups(samples, summary),
         open_samples=_OPEN_SAMPLES,
@@ -157,7 +136,7 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
     rows = [
         (name, model, values)
         for name, summary in zip(names, summaries, strict=True)
-        for model, values in _with_training(summary).items()
+        for model, values in with_training(summary).items()
     ]
     looks = plots.styles(model for _, model, _ in rows)
     primaries = {(n, s.get("primary")) for n, s in zip(names, summaries, strict=True)}
@@ -169,6 +148,7 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
         tiles=[],
         **_results(rows, looks, primaries),
         panels=[],
+        requests=[],
         legend=[],
         samples=[],
         open_samples=0,
@@ -186,32 +166,12 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
     )
 
 
-def _with_training(summary: Summary) -> dict[str, dict[str, Any]]:
-    """The models' metrics, with what their training took as further ones."""
-    training = summary.get("training", {})
-    return {
-        model: {**values, **_taken(training.get(model, {}))}
-        for model, values in summary["models"].items()
-    }
-
-
-def _taken(training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Entries of one training: an exposure is how often a forget row was shown, from the least
-    to the most."""
-    plain = ("steps", "tokens_per_second", "same_entity_rate")
-    found = {f"training_{key}": {"value": training[key]} for key in plain if key in training}
-    if shown := training.get("forget_exposures"):
-        interval = [shown["min"], shown["max"]]
-        found["training_exposures"] = {"value": shown["mean"], "ci": interval}
-    return found
-
-
 def _results(
     rows: Sequence[tuple[str, str, Summary]], looks: Mapping[str, plots.Style], primaries: set
 ) -> dict[str, Any]:
     """Table, legend and plane of (run, model, values)."""
     keys = list(dict.fromkeys(key for _, _, values in rows for key in values))
-    columns = [_column(key, [values for _, _, values in rows]) for key in keys]
+    columns = [column(key, [values for _, _, values in rows]) for key in keys]
     groups = Counter(column["group"] for column in columns)
     columns.sort(key=lambda column: list(groups).index(column["group"]))
     return {
@@ -235,23 +195,6 @@ def _results(
     }
 
 
-def _column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
-    group, label = "other", key.replace("_", " ")
-    if key in ("forget_quality", "model_utility"):
-        group = "overall"
-    elif key.startswith("training_"):
-        group, label = "training", label.removeprefix("training ")
-    else:
-        for ending, name in _LABELS.items():
-            if key.endswith(f"_{ending}"):
-                group, label = key.removesuffix(f"_{ending}").replace("_", " "), name
-    counts = {
-        (values.get(key) or {}).get("n") for values in models if measured(values, key) is not None
-    }
-    shared = counts.pop() if len(counts) == 1 else None
-    return {"key": key, "group": group, "label": label, "arrow": arrow(key), "n": shared}
-
-
 def _cell(column: Mapping[str, Any], values: Summary) -> dict[str, Any]:
     key, entry = column["key"], values.get(column["key"]) or {}
     value, interval, n = measured(values, key), entry.get("ci"), entry.get("n")
@@ -268,15 +211,15 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
     models = summary["models"]
     ours, target = models.get(summary.get("primary"), {}), models.get("target", {})
     tiles = []
-    for key in ("forget_quality", "model_utility", "forget_rouge", "forget_probability"):
+    for key in _TILES:
         before, after = measured(target, key), measured(ours, key)
         if after is None:
             continue
         goal = measured(models.get("retrained", {}), key)
-        column = _column(key, [])
+        heading = column(key, [])
         tiles.append(
             {
-                "label": f"{column['group']} {column['label']}".removeprefix("overall "),
+                "label": f"{heading['group']} {heading['label']}".removeprefix("overall "),
                 "before": "" if before is None else format_value(key, before),
                 "after": format_value(key, after),
                 "goal": "" if goal is None else f"retrained: {format_value(key, goal)}",
@@ -345,15 +288,6 @@ def _distinct(names: Sequence[str]) -> list[str]:
         name if name not in names[:i] else f"{name} ({names[:i].count(name) + 1})"
         for i, name in enumerate(names)
     ]
-
-
-def arrow(key: str) -> str:
-    """The sign of the better direction; empty where neither is."""
-    if key in ("forget_quality", "model_utility", "forget_truth_ratio"):
-        return "↑"
-    if not key.endswith(tuple(_LABELS)):
-        return ""
-    return "↓" if key.startswith("forget_") else "↑"
 
 
 def _is_given(model: str) -> bool:

@@ -34,6 +34,9 @@ class Evaluation:
     forget_ratios: list[float | None]
     """Truth ratio of each forget row, which forget quality compares between two models; empty for
     suites without it."""
+    forget_rows: dict[str, list[float | None]]
+    """probability (length-normalised, of the answer) and rouge (ROUGE-L recall) of each forget
+    row, whatever the suite measures."""
     generations: dict[str, list[str]]
     """Evaluation set to the generated answer of each of its rows."""
     left_out: int
@@ -97,6 +100,7 @@ def evaluate(
     return Evaluation(
         chosen_suite.measure(results),
         chosen_suite.forget_ratios(results),
+        _forget_rows(results),
         generations,
         len(encoded.left_out),
         no_room,
@@ -122,6 +126,20 @@ def forget_quality(evaluation: Evaluation, retrained: Evaluation) -> Entry:
         for e in (evaluation, retrained)
     )
     return entry(metrics.forget_quality(ours, theirs), int(np.isfinite(ours).sum()))
+
+
+def _forget_rows(results: Results) -> dict[str, list[float | None]]:
+    names = [name for name, chosen in results.sets.items() if chosen.role == "forget"]
+    rows = [row for name in names for row in results.sets[name].rows]
+    texts = [text for name in names for text in results.generations[name]]
+    found = {
+        "probability": np.exp(results.scores.mean_log_probs([row.key for row in rows])),
+        "rouge": metrics.rouge_l_recall(texts, [row.answer for row in rows]),
+    }
+    return {
+        name: [float(value) if np.isfinite(value) else None for value in values]
+        for name, values in found.items()
+    }
 
 
 class _Progress:

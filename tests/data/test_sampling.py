@@ -391,6 +391,7 @@ def test_description_of_eight_rows():
     assert sampling.describe(EIGHT, make("cyclic", epochs=2)) == {
         "steps": 6,
         "pairs": 16,
+        "forget_rows": 3,
         "forget_exposures": {"min": 4, "mean": 16 / 3, "max": 6},
         "retain_exposures": {"min": 2, "mean": 2.0, "max": 2},
         "retain_never_seen": 0,
@@ -400,6 +401,7 @@ def test_description_of_eight_rows():
     assert sampling.describe(EIGHT, make("sequential", ratio=2, batch_size=2)) == {
         "steps": 2,
         "pairs": 3,
+        "forget_rows": 3,
         "forget_exposures": {"min": 1, "mean": 1.0, "max": 1},
         "retain_exposures": {"min": 0, "mean": 6 / 8, "max": 1},
         "retain_never_seen": 2,
@@ -453,3 +455,19 @@ def test_names_of_subsets_and_orders():
     assert list(sampling.ORDERS) == list(typing.get_args(sampling.Order))
     for name in typing.get_args(sampling.Subset):
         assert len(sampling.subset(PAPER, name, 0)) in (1801, 657, 1437, 1021)
+
+
+def test_schedules_after_one_another_by_hand():
+    def part(steps, rows, low, mean, high, rate):
+        exposures = {"min": low, "mean": mean, "max": high}
+        pairs = round(mean * rows)
+        return {
+            "steps": steps, "pairs": pairs, "forget_rows": rows, "forget_exposures": exposures,
+            "same_entity_rate": rate,
+        }  # fmt: skip
+
+    first, second = part(10, 4, 2, 2.5, 3, 1.0), part(5, 2, 1, 5.0, 9, 0.5)
+    assert sampling.together([first]) == first
+    assert sampling.together([first, second]) == part(15, 6, 1, 20 / 6, 9, 0.75)
+    assert sampling.together([part(5, 2, 1, 5.0, 9, None)])["same_entity_rate"] is None
+    assert sampling.together([first, part(5, 2, 1, 5.0, 9, None)])["same_entity_rate"] == 1.0

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from rich.console import Console
 
-from jaxunlearn.evaluation import plots, report
+from jaxunlearn.evaluation import columns, plots, report
 
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -142,7 +142,7 @@ def test_table_takes_markup_in_names_literally(summary):
     ],
 )
 def test_format_value(metric, value, text):
-    assert report.format_value(metric, value) == text
+    assert columns.format_value(metric, value) == text
 
 
 def test_statement(summary):
