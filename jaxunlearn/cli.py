@@ -11,8 +11,8 @@ from jaxunlearn import __version__
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
-_WITH_CONFIG = ("run", "finetune", "evaluate")
-_OWN_OPTIONS = ("--help", "--print-config", "--json")
+_WITH_CONFIG = ("run", "sweep", "finetune", "evaluate")
+_OWN_OPTIONS = ("--help", "--print-config", "--json", "--grid")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", _run, "prepare, unlearn, evaluate, report, export")
     sub.add_argument("config", nargs="?", help=config_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
+
+    sub = command("sweep", _sweep, "run a config with several values of some keys")
+    sub.add_argument("config", nargs="?", help=config_help)
+    sub.add_argument(
+        "--grid", action="append", default=[], metavar="KEY=VALUE,VALUE", help="may be repeated"
+    )
 
     sub = command("finetune", _finetune, "train the target model and the retrained reference")
     sub.add_argument("config", nargs="?", help=config_help)
@@ -125,17 +131,22 @@ def _take_overrides(words: list[str]) -> dict[str, str]:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    import yaml
-
     from jaxunlearn import config
 
-    overrides = {}
-    for key, value in options.overrides.items():
+    return config.load(options.config, _parsed(options.overrides))
+
+
+def _parsed(overrides: dict[str, str]) -> dict[str, Any]:
+    """Values as YAML reads them; what is no YAML is text."""
+    import yaml
+
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
         try:
-            overrides[key] = yaml.safe_load(value)
+            found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
-            overrides[key] = value
-    return config.load(options.config, overrides)
+            found[key] = value
+    return found
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -156,6 +167,29 @@ def _run(options: argparse.Namespace) -> None:
     if finished:
         print(f"This run was complete already; remove {folder} or set --name to run again.")
     print(f"report: {folder / 'report.html'}\nmodel:  {folder / 'hf'}")
+
+
+def _sweep(options: argparse.Namespace) -> None:
+    from jaxunlearn import sweep
+    from jaxunlearn.evaluation import report
+
+    grid = {}
+    for word in options.grid:
+        key, equals, values = word.partition("=")
+        if not equals:
+            raise UserError(f"--grid {word}: write KEY=VALUE,VALUE")
+        numbered = dict(enumerate(values.split(",")))
+        grid[key.replace("-", "_")] = list(_parsed(numbered).values())
+    runs = sweep.expand(options.config, grid, _parsed(options.overrides))
+    summary, failed = sweep.run(runs)
+    _console().print(report.table(summary))
+    for note in summary["notes"]:
+        print(f"note: {note}")
+    folder = Path(runs[0][1].output)
+    print(f"report: {folder / 'report.html'}\nruns:   {folder / 'comparison.html'}")
+    if failed:
+        lines = "\n  ".join(failed)
+        raise UserError(f"{len(failed)} of {len(runs)} runs failed:\n  {lines}")
 
 
 def _print_config(settings: Any) -> None:

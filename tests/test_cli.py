@@ -52,7 +52,7 @@ def edited(path, **changes):
 
 
 def test_lists(capsys):
-    firsts = {"methods": "grad_ascent", "samplers": "random", "families": "llama"}
+    firsts = {"methods": "grad_ascent", "samplers": "sequential", "families": "llama"}
     for command, first in firsts.items():
         status, out, _ = run(capsys, command)
         assert status == 0 and out.split()[0] == first

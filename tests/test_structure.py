@@ -11,7 +11,7 @@ PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
     "errors", "validation", "user_file", "config", "data", "models", "methods", "training",
-    "evaluation", "unlearning", "progress", "runs", "experiment", "api", "cli",
+    "evaluation", "unlearning", "progress", "runs", "experiment", "sweep", "api", "cli",
 ]  # fmt: skip
 
 

@@ -100,6 +100,7 @@ def write_html(
         path,
         title=summary["name"],
         kind="Unlearning report",
+        small_print=_small_print([summary]),
         statements={"": statement(summary)},
         tiles=_tiles(summary),
         **_results(rows, looks, {("", summary.get("primary"))}),
@@ -144,6 +145,7 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
         path,
         title=", ".join(names) if len(names) <= 3 else f"{len(names)} runs",
         kind="Comparison of runs",
+        small_print=_small_print(summaries),
         statements={n: statement(s) for n, s in zip(names, summaries, strict=True)},
         tiles=[],
         **_results(rows, looks, primaries),
@@ -164,6 +166,12 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
             for name, summary in zip(names, summaries, strict=True)
         },
     )
+
+
+def _small_print(summaries: Sequence[Summary]) -> str:
+    entries = [e for s in summaries for metrics in s["models"].values() for e in metrics.values()]
+    of_runs = any("sd" in entry for entry in entries)
+    return "least and greatest of n runs" if of_runs else "95 % bootstrap interval over rows"
 
 
 def _results(
