@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.config import (
@@ -28,7 +29,9 @@ from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.training.loop import Watch, train
+from jaxunlearn.training import diagnostics
+from jaxunlearn.training.diagnostics import GradientStatistics
+from jaxunlearn.training.loop import Watch, device_rows, prepare, train
 
 TEMPERATURES = (1.0, 1.0, 1.5, 2.0, 3.0)
 """Of the draws of an invented answer; five to a question, as AltPO (arXiv 2409.13474) draws."""
@@ -74,10 +77,9 @@ def unlearn_rows(
         steps = pairing.match_steps
         pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
     schedule = make_schedule(pool, pairing, training, experiment.seed)
+    indices = _indices(schedule)
     if on_schedule is not None:
         on_schedule(sampling.describe(pool, schedule))
-    # The second answer to a question goes wherever the question goes.
-    indices = {**vars(schedule), "alternative": schedule.forget}
 
     def trained(
         objective: registry.Objective, hyper: Mapping[str, float], **options: Any
@@ -107,6 +109,64 @@ def unlearn_rows(
     return _combined(model.merged(), result, partial(chosen.finish, **own))
 
 
+def gradient_statistics(
+    model: LanguageModel,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    experiment: Experiment,
+    method: MethodConfig,
+    *,
+    batches: int = 64,
+    say: Callable[[str], None] = print,
+) -> GradientStatistics:
+    """How the gradients of a method's batches differ at the start model, before any step.
+
+    Args:
+      model: the start model.
+      forget: rows to forget.
+      retain: rows to keep.
+      experiment: settings, as for `unlearn_rows`.
+      method: name and hyper-parameters; needs both terms.
+      batches: how many of the schedule's first full batches count, whatever its number of steps; a
+        batch with empty slots has a larger variance for its size alone, and is passed over.
+      say: called with what the user should know.
+
+    Raises:
+      UserError: the method has no forget or no retain term, or needs a model trained beforehand; or
+        no batch is full.
+    """
+    check_method(model, method)
+    objective, hyper = registry.objective(method)
+    if {term.group for term in objective.terms} != {"forget", "retain"}:
+        raise UserError(
+            f"method {method.name}: gradients are compared between a forget and a retain term, and "
+            "it does not have both; set its retain_loss, or choose another method"
+        )
+    if objective.needs("reinforced_logits"):
+        raise UserError(
+            f"method {method.name}: its gradients need a model that is trained beforehand; choose "
+            "another method"
+        )
+    training = training_of(experiment, method)
+    tables, pool = _tables(model, forget, retain, experiment, method, say)
+    # Only the last batch of an epoch can have empty slots, unless the order fills them by entity.
+    pairing = replace(sampling_of(experiment, method), match_steps=2 * batches)
+    schedule = make_schedule(pool, pairing, training, experiment.seed)
+    full = np.flatnonzero((schedule.forget != sampling.EMPTY).all(axis=1))[:batches]
+    if not len(full):
+        raise UserError(
+            f"sampling.order: {pairing.order} fills no batch of {schedule.forget.shape[1]}; lower "
+            "training.batch_size or use shuffle"
+        )
+    model = model.merged()
+    spec, trainable, frozen, numbers = prepare(
+        model, objective, hyper, training, len(full), experiment.adapter, experiment.seed
+    )
+    rows = device_rows(model, {group: tables[group] for group in objective.groups}, objective)
+    indices = {group: _indices(schedule)[group][full] for group in objective.groups}
+    return diagnostics.gradient_statistics(spec, trainable, frozen, rows, indices, numbers)
+
+
 def make_schedule(
     pool: sampling.Pool, config: SamplingConfig, training: TrainingConfig, seed: int
 ) -> sampling.Schedule:
@@ -123,6 +183,12 @@ def make_schedule(
     if isinstance(steps, str):
         steps = sampling.steps_of(steps, pool, **sizes, **shared)
     return sampling.schedule(config.name, pool, **sizes, steps=steps, **own)
+
+
+def _indices(schedule: sampling.Schedule) -> dict[str, np.ndarray]:
+    """Group name to its rows in each step; the second answer to a question goes wherever the
+    question goes."""
+    return {**vars(schedule), "alternative": schedule.forget}
 
 
 def _combined(

@@ -87,28 +87,21 @@ def train(
       UserError: `train_only` matches nothing, or a checkpoint is foreign or damaged.
       DivergedError: a loss is not finite; the last good checkpoint is kept.
     """
-    model = model.merged()
-    trainable, frozen = split_params(model, training.train_only, adapter, seed)
-    if any(map(objective.needs, ("reference_logits", "reference_hidden"))) and adapter is None:
-        frozen["reference"] = model.params
+    model, steps = model.merged(), len(next(iter(schedule.values())))
+    spec, trainable, frozen, numbers = prepare(
+        model, objective, hyper, training, steps, adapter, seed
+    )
     if reinforced is not None:
         frozen["reinforced"] = reinforced.merged().params
-    spec = StepSpec(
-        model.config, objective, training.decay, training.micro_batches, training.optimizer
-    )
-    steps = len(next(iter(schedule.values())))
-    numbers = _numbers(hyper, training, steps, seed)
     state = init_state(
-        trainable,
-        optimizer=training.optimizer,
-        retain_weight=hyper.get("retain_weight", 1.0),
+        trainable, optimizer=training.optimizer, retain_weight=hyper.get("retain_weight", 1.0)
     )
 
     def finished(state: TrainState) -> LanguageModel:
         return _finished(model, state, frozen, training, adapter)
 
     def advance(state: TrainState, store: Checkpoints | None) -> TrainState:
-        rows = _device_rows(model, tables, objective)
+        rows = device_rows(model, tables, objective)
         run = _Run(spec, frozen, rows, schedule, _step_widths(tables, schedule), numbers)
         if watch is None:
             return _advance(run, state, steps, tables, training.checkpoint_every, store, on_steps)
@@ -120,6 +113,26 @@ def train(
     with Checkpoints(checkpoints, mark) as store:
         state = store.restore(state)
         return finished(advance(state, store) if int(state.step) < steps else state)
+
+
+def prepare(
+    model: LanguageModel,
+    objective: Objective,
+    hyper: Mapping[str, float],
+    training: TrainingConfig,
+    steps: int,
+    adapter: AdapterConfig | None,
+    seed: int,
+) -> tuple[StepSpec, dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Static choices, trainable and frozen parameters, and numbers of the update step, for a model
+    with its adapter merged. Arguments and errors are those of `train`."""
+    trainable, frozen = split_params(model, training.train_only, adapter, seed)
+    if any(map(objective.needs, ("reference_logits", "reference_hidden"))) and adapter is None:
+        frozen["reference"] = model.params
+    spec = StepSpec(
+        model.config, objective, training.decay, training.micro_batches, training.optimizer
+    )
+    return spec, trainable, frozen, _numbers(hyper, training, steps, seed)
 
 
 def split_params(
@@ -298,7 +311,7 @@ def _step_widths(
     return np.array([batch_width(int(n), width) for n in np.max(longest, axis=0)])
 
 
-def _device_rows(
+def device_rows(
     model: LanguageModel, tables: Mapping[str, TokenTable], objective: Objective
 ) -> dict[str, Rows]:
     """The tables on the device, with the reference's log-probs where a term asks for them."""

@@ -194,20 +194,12 @@ def _gradients(
     hyper: Mapping[str, Any],
 ) -> tuple[tuple[jax.Array, Metrics], Tree]:
     """Loss and terms of a batch, and the gradient to follow."""
-    counts = {group: _counts(rows.mask) for group, rows in batch.items()}
-    loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
     if spec.objective.rectify is None:
+        counts = {group: _counts(rows.mask) for group, rows in batch.items()}
+        loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
         return _accumulate(loss_fn, trainable, batch, spec.micro_batches)
-    parts = {
-        "forget": {g: rows for g, rows in batch.items() if g != "retain"},
-        "retain": {"retain": batch["retain"]},
-    }
     # Unweighted: a retain weight of 0 must not take away the direction to rectify against.
-    ones = {"forget_weight": 1.0, "retain_weight": 1.0}
-    found = {
-        name: _accumulate(partial(loss_fn, weights=ones), trainable, part, spec.micro_batches)
-        for name, part in parts.items()
-    }
+    found = term_gradients(spec, trainable, frozen, batch, hyper)
     losses = {name: loss for name, ((loss, _), _) in found.items()}
     weights = {name: hyper[f"{name}_weight"] for name in losses}
     retain = found["retain"][1]
@@ -216,6 +208,35 @@ def _gradients(
         lambda f, r: weights["forget"] * f + weights["retain"] * r, rectified, retain
     )
     return (sum(weights[name] * loss for name, loss in losses.items()), losses), grads
+
+
+def term_gradients(
+    spec: StepSpec,
+    trainable: Tree,
+    frozen: Tree,
+    batch: Mapping[str, Rows],
+    hyper: Mapping[str, Any],
+) -> dict[str, tuple[tuple[jax.Array, Metrics], Tree]]:
+    """Loss, terms and gradient of `forget` and `retain` each by itself, before their weights.
+
+    Args:
+      spec: static choices; the objective has both terms.
+      trainable: parameters in training.
+      frozen: parameters that do not train.
+      batch: group name to its rows; all groups but `retain` belong to the forget term.
+      hyper: traced numbers; see `update`.
+    """
+    parts = {
+        "forget": {g: rows for g, rows in batch.items() if g != "retain"},
+        "retain": {"retain": batch["retain"]},
+    }
+    ones = {"forget_weight": 1.0, "retain_weight": 1.0}
+    counts = {group: _counts(rows.mask) for group, rows in batch.items()}
+    loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper, weights=ones)
+    return {
+        name: _accumulate(loss_fn, trainable, part, spec.micro_batches)
+        for name, part in parts.items()
+    }
 
 
 def _hessian(
