@@ -9,12 +9,18 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import config as configs
-from jaxunlearn.config import MethodConfig, StopConfig, TrainingConfig
+from jaxunlearn.config import MethodConfig, SamplingConfig, StopConfig, TrainingConfig
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
-from jaxunlearn.unlearning import batch_slots, invented_answers, unlearn_rows
+from jaxunlearn.training import diagnostics
+from jaxunlearn.unlearning import (
+    batch_slots,
+    gradient_statistics,
+    invented_answers,
+    unlearn_rows,
+)
 
 SHORT = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
 
@@ -274,3 +280,51 @@ def test_a_file_that_fails(tiny, world, tmp_path):
     path.write_text("1 / 0")
     with pytest.raises(UserError, match=r"broken.py cannot be run: ZeroDivisionError"):
         unlearn(tiny, world, f"{path}:f")
+
+
+def statistics_of(tiny, world, method, hyper=None, forget=5, batches=4, **settings):
+    """Gradient statistics of a few rows in batches of four."""
+    tree = {"training": TrainingConfig(batch_size=4), **settings}
+    experiment = configs.Experiment(**tree)
+    rows = world.forget[:forget], world.retain[:8]
+    chosen = MethodConfig(method, hyper or {})
+    return gradient_statistics(tiny, *rows, experiment, chosen, batches=batches)
+
+
+def test_gradients_are_those_of_the_first_full_batches(tiny, world, monkeypatch):
+    monkeypatch.setattr(diagnostics, "gradient_statistics", lambda *given: given[4])
+    schedule = statistics_of(tiny, world, "dpo", batches=6)
+    assert sorted(schedule) == ["alternative", "forget", "retain"]
+    np.testing.assert_array_equal(schedule["alternative"], schedule["forget"])
+    # Five forget rows: every epoch has a batch of four and one that is left out, of one.
+    for index in schedule.values():
+        assert index.shape == (6, 4) and (index >= 0).all()
+    assert all(len(set(index.tolist())) == 4 for index in schedule["forget"])
+    assert len({tuple(index) for index in schedule["forget"].tolist()}) == 6
+    np.testing.assert_array_equal(
+        statistics_of(tiny, world, "dpo", batches=2)["retain"], schedule["retain"][:2]
+    )
+
+
+def test_batches_of_all_rows_have_no_variance_but_rounding(tiny, world):
+    sampling = SamplingConfig(name="sequential")
+    found = statistics_of(tiny, world, "grad_diff", forget=4, sampling=sampling)
+    assert found.whole.norms.shape == (4,)
+    for spread in (found.whole, found.forget, found.retain):
+        assert float(spread.norms.min()) > 0.01
+        assert float(spread.relative_variance) < 1e-8
+
+
+@pytest.mark.parametrize(
+    ("method", "hyper", "parts", "message"),
+    [
+        ("grad_ascent", {}, 1, "it does not have both"),
+        ("retain_finetune", {}, 1, "it does not have both"),
+        ("whp", {"retain_loss": "nll"}, 1, "a model that is trained beforehand"),
+        ("npo", {}, 4, "shuffle fills no batch of 4"),
+    ],
+)
+def test_gradients_that_are_not_measured(tiny, world, method, hyper, parts, message):
+    training = TrainingConfig(batch_size=4, micro_batches=parts)
+    with pytest.raises(UserError, match=message):
+        statistics_of(tiny, world, method, hyper, forget=3, training=training)

@@ -4,7 +4,9 @@ python experiments/melu/gradients.py CONFIG.yaml [--seeds 0,1,2] [--target FOLDE
 
 For each seed the target model is taken from its run folder, `NAME` for the config's own seed and
 `NAME-SEED` for another, or is trained there. Of its gradients, before any step of unlearning, the
-table shows mean and standard deviation over the seeds.
+table shows mean and standard deviation over the seeds, for batches of the config's size, subset,
+ratio and order. The batches of `random` hold each forget row once, those of the others may repeat
+one: what its variance is below theirs is no matter of retain rows.
 """
 
 import argparse
@@ -17,7 +19,7 @@ import numpy as np
 from jaxunlearn import config as configs
 from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig
 from jaxunlearn.data import formats
-from jaxunlearn.experiment import finetune
+from jaxunlearn.experiment import finetune, resolve
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.unlearning import gradient_statistics
@@ -30,9 +32,9 @@ COLUMNS = ("variance / cyclic's", "relative variance", "of forget", "of retain",
 def experiment_of(path: str, seed: int) -> Experiment:
     """The config with another seed, whose run folder has the seed in its name."""
     experiment = configs.load(path)
-    if seed == experiment.seed:
-        return experiment
-    return configs.load(path, {"seed": seed, "name": f"{experiment.name}-{seed}"})
+    if seed != experiment.seed:
+        experiment = configs.load(path, {"seed": seed, "name": f"{experiment.name}-{seed}"})
+    return resolve(experiment)
 
 
 def target_of(experiment: Experiment) -> LanguageModel:
