@@ -9,7 +9,7 @@ import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import ConfigDict, Field
@@ -24,10 +24,13 @@ from jaxunlearn.validation import (
     Positive,
     Scalar,
     kind_of,
+    one_of,
     validate,
 )
 
 Sampler = Literal["sequential", "random", "cyclic", "melu", "cross_wired", "exposure_matched"]
+
+_STEPS = f"a number of steps of at least 1, or one of {', '.join(map(repr, get_args(Sampler)))}"
 
 # Keys of the data section that not every format has, and the formats that have them.
 _FILES = ("tofu", "melu", "jsonl", "csv", "parquet")
@@ -48,7 +51,7 @@ _SAMPLER_KEYS = {
     ),
 }
 # Keys of a method's section that are no hyper-parameters of the method.
-_METHOD_KEYS = ("training", "sampling", "label")
+_METHOD_KEYS = ("training", "sampling", "label", "version")
 _PLAIN_NAME = re.compile(r"[\w][\w.+-]*")
 _STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 
@@ -181,12 +184,15 @@ class MethodConfig:
     name: str = "npo"
     """As listed, or path/to/file.py:function for one of your own."""
     hyper: dict[str, Scalar | None] = Field(default_factory=dict)
-    training: dict[str, Scalar] = Field(default_factory=dict)
-    """Keys of the training section that are different for this method."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Keys of the training section that are different for this method; with another optimizer
+    come its own options, or its defaults."""
     sampling: dict[str, Scalar] = Field(default_factory=dict)
     """Keys of the sampling section that are different for this method."""
     label: str | None = None
     """What tables call it; default: its name."""
+    version: str | None = None
+    """Of a method of your own: a hash of its file, filled in."""
 
     def __post_init__(self):
         if self.label is not None and not _PLAIN_NAME.fullmatch(self.label):
@@ -204,7 +210,7 @@ class SamplingConfig:
     """Of the pairs of an epoch: at random, as made, by entity, or from each entity in turn."""
     ratio: Count = 1
     """Retain rows beside each forget row."""
-    match_steps: Count | Sampler | None = None
+    match_steps: Annotated[Count | Sampler, one_of(_STEPS)] | None = None
     """As many steps as this, or as this sampler takes; default: as training.epochs gives."""
     replacement: bool = False
     """random: draw each partner from all retain rows, also from those drawn already."""
@@ -363,7 +369,11 @@ def training_of(experiment: Experiment, method: MethodConfig) -> TrainingConfig:
     Raises:
       UserError: it changes a key that there is not, or to a value that cannot be.
     """
-    tree = {**dataclasses.asdict(experiment.training), **method.training}
+    shared = dataclasses.asdict(experiment.training)
+    if method.training.get("optimizer", shared["optimizer"]) != shared["optimizer"]:
+        # They are the other optimiser's.
+        del shared["optimizer_options"]
+    tree = {**shared, **method.training}
     return validate(TrainingConfig, tree, where=f"method {method.name}: training")
 
 

@@ -1,7 +1,6 @@
 """A whole experiment: prepare, unlearn, evaluate, report, export."""
 
 import dataclasses
-import re
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,6 +40,7 @@ from jaxunlearn.unlearning import (
 )
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
+RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders
 SAMPLES = 8  # rows of each set whose generations the report shows
 T = TypeVar("T")
 
@@ -49,8 +49,10 @@ def resolve(experiment: Experiment) -> Experiment:
     """The experiment with every method's hyper-parameters filled in.
 
     Raises:
-      UserError: an unknown method or hyper-parameter, or settings that exclude each other.
+      UserError: an unknown method or hyper-parameter, a label that cannot be, or settings that
+        exclude each other.
     """
+    labels(experiment)
     if experiment.model.path is None and experiment.finetune is None:
         raise UserError("model.path: is missing; give a model folder, or a finetune section")
     if experiment.adapter is not None and experiment.training.train_only is not None:
@@ -130,13 +132,31 @@ def evaluate(
 
 
 def labels(experiment: Experiment) -> dict[str, MethodConfig]:
-    """A distinct name for every method of the run; the main one comes last."""
+    """A distinct name for every method of the run; the main one comes last.
+
+    Raises:
+      UserError: a label is given twice, or a name is reserved.
+    """
+    methods = (*experiment.baselines, experiment.method)
+    given = [method.label for method in methods if method.label is not None]
     found: dict[str, MethodConfig] = {}
-    for method in (*experiment.baselines, experiment.method):
+    for method in methods:
         # A user's own method is called by its function: labels are folder names.
         name = method.label or method.name.rpartition(":")[2]
-        taken = [known for known in found if re.fullmatch(rf"{re.escape(name)}(_\d+)?", known)]
-        found[name if not taken else f"{name}_{len(taken) + 1}"] = method
+        if name in RESERVED_LABELS:
+            raise UserError(
+                f"method {method.name}: label {name!r} is reserved; set another method.label"
+            )
+        if given.count(method.label) > 1:
+            raise UserError(
+                f"method {method.name}: label {name!r} is given twice; each needs one of its own"
+            )
+        if method.label is None:
+            plain, number = name, 1
+            while name in found or name in given:
+                number += 1
+                name = f"{plain}_{number}"
+        found[name] = method
     return found
 
 

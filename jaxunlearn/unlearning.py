@@ -1,5 +1,6 @@
 """Rows in, unlearned model out: what the run pipeline and the Python interface share."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -26,7 +27,7 @@ from jaxunlearn.data.tokens import Encoded, TokenTable
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.forward import score
 from jaxunlearn.evaluation.metrics import rouge_l_recall
-from jaxunlearn.methods import registry
+from jaxunlearn.methods import own, registry
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training import diagnostics
@@ -100,13 +101,13 @@ def unlearn_rows(
     if experiment.stop is not None:
         options["watch"] = _watch(model, retain, experiment, utility, say)
     if objective.needs("reinforced_logits"):
-        place = checkpoints and checkpoints.with_name(f"{checkpoints.name}_reinforced")
+        place = checkpoints and checkpoints.parent / "reinforced" / checkpoints.name
         options["reinforced"] = trained(registry.REINFORCE, {}, checkpoints=place)
     result = trained(objective, hyper, **options)
     if chosen.finish is None:
         return result
-    own = {name: hyper[name] for name in registry.keywords(chosen.finish)}
-    return _combined(model.merged(), result, partial(chosen.finish, **own))
+    numbers = {name: hyper[name] for name in registry.keywords(chosen.finish)}
+    return _combined(model.merged(), result, partial(chosen.finish, **numbers))
 
 
 def gradient_statistics(
@@ -176,13 +177,13 @@ def make_schedule(
       UserError: the rows do not have what the sampler or the subset asks for.
     """
     shared = {"seed": seed, "ratio": config.ratio, "subset": config.subset}
-    own = {**shared, "order": config.order, **config.options}
-    pairs = sampling.steps_of(config.name, pool, epochs=1, batch_size=1, **own)
+    whole = {**shared, "order": config.order, **config.options}
+    pairs = sampling.steps_of(config.name, pool, epochs=1, batch_size=1, **whole)
     sizes = {"epochs": training.epochs, "batch_size": batch_slots(training, pairs)}
     steps = config.match_steps
     if isinstance(steps, str):
         steps = sampling.steps_of(steps, pool, **sizes, **shared)
-    return sampling.schedule(config.name, pool, **sizes, steps=steps, **own)
+    return sampling.schedule(config.name, pool, **sizes, steps=steps, **whole)
 
 
 def _indices(schedule: sampling.Schedule) -> dict[str, np.ndarray]:
@@ -207,20 +208,23 @@ def _combined(
 
 
 def invented_answers(
-    model: LanguageModel, rows: Sequence[Row], experiment: Experiment
+    model: LanguageModel,
+    rows: Sequence[Row],
+    experiment: Experiment,
+    say: Callable[[str], None] = print,
 ) -> tuple[str, ...]:
     """For each row an answer that the model draws itself and that is unlike the true one.
 
     None is longer than the longest true answer. The question is answered once at each of
     TEMPERATURES; the first answer that shares little with the truth is taken, else the one that
-    shares least.
+    shares least, and where all are empty a refusal; `say` tells for how many rows that is so.
     """
     tokenizer, template = need_tokenizer(model), experiment.data.template
     prompts = [tokens.prompt_tokens(tokenizer, row.question, template=template) for row in rows]
     # As long as the longest true answer: a model that never stops must not fill its positions.
     room = max(len(tokenizer(row.answer)["input_ids"]) for row in rows)
     room = min(room, model.config.max_positions - max(map(len, prompts)))
-    best: list[tuple[float, str]] = [(1.0, row.answer) for row in rows]
+    best: list[tuple[float, str]] = [(math.inf, "")] * len(rows)
     for number, temperature in enumerate(TEMPERATURES):
         drawn = generate(
             model.config,
@@ -235,10 +239,21 @@ def invented_answers(
         texts = [text.strip() for text in tokenizer.batch_decode(drawn, skip_special_tokens=True)]
         found = zip(rouge_l_recall(texts, [row.answer for row in rows]), texts, strict=True)
         best = [
-            new if old[0] > MOST_SHARED and new[1] and new < old else old
+            new if old[0] > MOST_SHARED and new[1] and new[0] < old[0] else old
             for old, new in zip(best, found, strict=True)
         ]
-    return tuple(text for _, text in best)
+    empty = sum(not text for _, text in best)
+    if empty:
+        say(f"alternative: {empty} of {len(rows)} rows get a refusal; all drawn answers are empty")
+    close = sum(bool(text) and shared > MOST_SHARED for shared, text in best)
+    if close:
+        say(
+            f"alternative: for {close} of {len(rows)} rows every drawn answer is much like the "
+            "true one; the least similar is taken"
+        )
+    # A data set without refusals of its own lacks nothing here.
+    plain = refusals([replace(row, refusal=row.refusal or None) for row in rows], experiment.seed)
+    return tuple(text or other for (_, text), other in zip(best, plain, strict=True))
 
 
 def _watch(
@@ -270,16 +285,19 @@ def _watch(
 
 
 def check_method(model: LanguageModel, method: MethodConfig) -> None:
-    """What a method asks for must be there in the model.
+    """What a method asks for must be there in the model, and a function of a user's own must work.
 
     Raises:
-      UserError: it names a layer that the model does not have.
+      UserError: it names a layer that the model does not have, or its function fails.
     """
     layer, layers = registry.objective(method)[0].layer, model.config.num_layers
     if layer is not None and layer >= layers:
         raise UserError(
             f"method {method.name}: layer is {layer}, but the model has layers 0 to {layers - 1}"
         )
+    if method.name not in registry.BUILT_IN:
+        sizes = {"vocab_size": model.config.vocab_size, "hidden_size": model.config.hidden_size}
+        own.try_out(method.name, registry.lookup(method.name).forget, **sizes)
 
 
 def check_rows(
@@ -312,7 +330,7 @@ def _tables(
     other = {
         "refusal": lambda: refusals(forget, experiment.seed),
         "random": lambda: other_answers(forget, experiment.seed),
-        "generated": lambda: invented_answers(model, forget, experiment),
+        "generated": lambda: invented_answers(model, forget, experiment, say),
     }
     answers = {
         "forget": chosen.answers,

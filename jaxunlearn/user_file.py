@@ -1,6 +1,7 @@
 """A user's own function, named in the config as path/to/file.py:function."""
 
 import functools
+import hashlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ def names_user_function(name: str) -> bool:
 
 
 def user_function(name: str, *, key: str) -> Callable[..., Any]:
-    """The function that path/to/file.py:function names; its file is run once.
+    """The function that path/to/file.py:function names; its file is run once, until it changes.
 
     Args:
       name: a relative path starts from the working directory.
@@ -33,7 +34,7 @@ def user_function(name: str, *, key: str) -> Callable[..., Any]:
     if not path.is_file():
         raise UserError(f"{key}: {path}: no such file")
     try:
-        module = _module(path)
+        module = _module(path, file_version(name))
     except UserError:
         raise
     except Exception as error:
@@ -46,9 +47,16 @@ def user_function(name: str, *, key: str) -> Callable[..., Any]:
     return found
 
 
+def file_version(name: str) -> str:
+    """A hash of the file that path/to/file.py:function names."""
+    return hashlib.sha256(Path(name.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
+
+
 @functools.cache
-def _module(file: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"jaxunlearn_user_{file.stem}", file)
+def _module(file: Path, version: str) -> ModuleType:
+    # A changed file is another module, also to a checkpoint.
+    name = f"jaxunlearn_user_{file.stem}_{version}"
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

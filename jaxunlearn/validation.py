@@ -2,10 +2,10 @@
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError, WrapValidator
 
 from jaxunlearn.errors import UserError
 
@@ -13,8 +13,24 @@ Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-Scalar = float | int | bool | str
+# A hyper-parameter is traced as a float32, which holds no larger whole numbers exactly.
+Whole = Annotated[int, Field(ge=0, le=2**24)]
 T = TypeVar("T")
+
+
+def one_of(expected: str) -> WrapValidator:
+    """Of a union type: one fault for a value that is of none of its types, instead of one each."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:
+            raise ValueError(f"expected {expected}, found {value!r}") from None
+
+    return WrapValidator(check)
+
+
+Scalar = Annotated[float | int | bool | str, one_of("a number, true or false, or a text")]
 
 
 def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
@@ -32,7 +48,10 @@ def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
 
 def _explain(schema: type, fault: Mapping[str, Any]) -> str:
     """One pydantic fault in our words."""
-    location = [str(part) for part in fault["loc"] if part != "hyper"]
+    location = [str(part) for part in fault["loc"]]
+    if "hyper" in location:
+        # In YAML hyper-parameters stand beside the method's name.
+        location.remove("hyper")
     key = ".".join(location) or "config"
     if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         known = _known_keys(schema)

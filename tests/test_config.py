@@ -92,6 +92,24 @@ def test_faults_name_key_and_remedy(overrides, words):
 
 
 @pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("method.beta", [1, 2]),
+        ("method.beta", float("nan")),
+        ("method.hyper", {"beta": 1}),
+        ("method.sampling.ratio", []),
+        ("sampling.match_steps", 0),
+    ],
+)
+def test_a_value_of_no_allowed_type_is_one_fault(key, value):
+    with pytest.raises(UserError) as caught:
+        config.load(None, {key: value})
+    message = str(caught.value)
+    assert message.count(key) == 1 and message.endswith(f"found {value!r}")
+    assert message.startswith(f"built-in quickstart: {key}: expected a number")
+
+
+@pytest.mark.parametrize(
     ("text", "words"),
     [
         ("a: [1,", "not valid YAML"),
@@ -134,3 +152,20 @@ def test_a_method_may_change_the_training_and_its_label():
     for stop, words in [({}, "exactly one of above"), ({"above": 1, "below": 2}, "exactly one")]:
         with pytest.raises(UserError, match=words):
             config.validate(config.Experiment, {"stop": stop}, where="here")
+
+
+def test_a_methods_optimizer_has_its_own_options():
+    shared = {"optimizer": "sophia", "optimizer_options": {"rho": 2.0}}
+    experiment = config.load(None, {"training": shared})
+
+    def options(**training):
+        return config.training_of(experiment, config.MethodConfig(training=training))
+
+    assert options(epochs=2).optimizer_options == {"rho": 2.0}
+    assert options(optimizer="lion").optimizer_options == {}
+    assert options(optimizer_options={"gamma": 1}).optimizer_options == {"gamma": 1}
+    with pytest.raises(UserError, match=r"method npo: training: optimizer_options\.gamma: input"):
+        options(optimizer_options={"gamma": "x"})
+    tree = {"method": {"name": "npo", "training": {"optimizer_options": {"gamma": 1}}}}
+    read = config.validate(config.Experiment, config._nest_hyper(tree), where="here")
+    assert read.method.training == {"optimizer_options": {"gamma": 1}}

@@ -9,6 +9,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import config as configs
+from jaxunlearn import unlearning
 from jaxunlearn.config import MethodConfig, SamplingConfig, StopConfig, TrainingConfig
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
 from jaxunlearn.errors import UserError
@@ -108,6 +109,28 @@ def test_invented_answers_are_unlike_the_true_ones(tiny, world):
     assert rouge_l_recall(invented, [row.answer for row in rows]).max() < 0.6
 
 
+def test_an_invented_answer_is_never_silently_the_true_one(tiny, world, monkeypatch):
+    repeated, silent, fine, nearly = world.forget[:4]
+    nearly = dataclasses.replace(nearly, answer="one two three four five")
+    closest = "one two three four"
+    texts = [
+        [repeated.answer, "", "No idea at all.", closest if number == 2 else nearly.answer]
+        for number in range(5)
+    ]
+    draws = iter(texts)
+
+    def drawn(*_, **__):
+        return [tiny.tokenizer(text)["input_ids"] for text in next(draws)]
+
+    monkeypatch.setattr(unlearning, "generate", drawn)
+    said = []
+    rows = [repeated, dataclasses.replace(silent, refusal=""), fine, nearly]
+    found = invented_answers(tiny, rows, configs.Experiment(), said.append)
+    assert found[1] in REFUSALS
+    assert (found[0], *found[2:]) == (repeated.answer, "No idea at all.", closest)
+    assert "1 of 4 rows get a refusal" in said[0] and "for 2 of 4 rows every drawn" in said[1]
+
+
 def test_a_row_too_long_in_one_answer_is_left_out_in_both(tiny, world):
     long = dataclasses.replace(world.forget[0], answer="word " * 200)
     result = ju.unlearn(
@@ -180,6 +203,9 @@ def test_an_interrupted_method_ends_as_if_it_were_not(tiny, world, tmp_path, met
     resumed = run(checkpoints=place, on_steps=lambda done, total, log: steps.append(done))
     assert steps[0] > 4 and steps[-1] == 6
     assert distance(resumed, run()) == 0
+    # A method may be called whp_reinforced; none is called reinforced.
+    second = tmp_path / "reinforced" / "checkpoints"
+    assert list(tmp_path.iterdir()) == [place] if method != "whp" else second.is_dir()
 
 
 def test_no_collapse_changes_nothing(tiny, world):

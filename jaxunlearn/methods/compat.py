@@ -9,7 +9,8 @@ is about a token that does not exist. Two of its losses count prompt and padding
 Here they give each row's own mean, [B]. Their T is the longest row of a micro-batch: values agree
 where rows are padded to that length and no further.
 
-Statistics, shapes and hyper-parameters are those of `losses`; defaults are its recipes'.
+Statistics, shapes and hyper-parameters are those of `losses`, and so are the defaults, but for the
+beta of `simnpo`, which is its recipe's. Weights are not changed.
 """
 
 from collections.abc import Callable, Mapping

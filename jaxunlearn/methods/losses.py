@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.validation import NonNegative, Positive
+from jaxunlearn.validation import NonNegative, Positive, Whole
 
 _LN2 = float(np.log(2.0))
 
@@ -211,7 +211,7 @@ def rmu(
     answer_length: jax.Array,
     *,
     steering: Positive = 6.5,
-    seed: NonNegative = 0.0,
+    seed: Whole = 0,
 ) -> jax.Array:
     """Steers hidden states to one random vector: mean over t and d of (h - steering u)^2.
 
@@ -223,7 +223,7 @@ def rmu(
       answer_length: [B].
       steering: length of the vector, > 0; the default is the authors' for Zephyr-7B. It has to
         exceed the length of the hidden states, which grows with depth and width.
-      seed: a whole number that decides u.
+      seed: decides u.
 
     Returns:
       [B], the mean over the answer tokens of each sequence, >= 0.

@@ -8,7 +8,7 @@ function in a file of theirs, named `path/to/file.py:function`.
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, make_dataclass, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 import jax
 from pydantic import ConfigDict, Field
@@ -17,17 +17,11 @@ from pydantic.dataclasses import dataclass as validated
 from jaxunlearn.config import MethodConfig
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import arithmetic, compat, logit_losses, losses
-from jaxunlearn.user_file import names_user_function, user_function
+from jaxunlearn.methods.own import Loss, check_parameters
+from jaxunlearn.user_file import file_version, names_user_function, user_function
 from jaxunlearn.validation import NonNegative, validate
 
-Loss = Callable[..., jax.Array]
 RetainLoss = Literal["nll", "kl", "jsd", "hidden_mse", "none"]
-STATISTICS = frozenset({
-    "log_probs", "logits", "reference_logits", "reinforced_logits", "targets", "mask",
-    "seq_log_prob", "reference_seq_log_prob", "alternative_seq_log_prob",
-    "alternative_reference_seq_log_prob", "answer_length", "hidden", "reference_hidden",
-})  # fmt: skip
-"""What a loss function can take by position; `losses` says what each is."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +35,9 @@ class Method:
     source: str
     answers: Literal["own", "refusal", "random"] = "own"
     """What the forget rows answer in training: their own answer or another one."""
-    labels: Literal["refusal"] | None = None
+    labels: Literal["refusal", None] = None
     """What the terms ask about in the place of each answer token; None: the token itself."""
-    alternative: Literal["refusal", "generated"] | None = None
+    alternative: Literal["refusal", "generated", None] = None
     """A second answer beside each forget row's own, where the forget term compares two."""
     rectify: Callable[..., Any] | None = None
     """Combines the gradients of the two terms, instead of their sum."""
@@ -166,7 +160,7 @@ METHODS: dict[str, Method] = {
     ),
     "retain_finetune": Method(None, "nll", "fine-tuning on the retain rows", "arXiv 2401.06121"),
 }  # fmt: skip
-_BUILT_IN = frozenset(METHODS)
+BUILT_IN = frozenset(METHODS)
 RETAIN_LOSSES: Mapping[str, Loss | None] = {
     "nll": losses.nll,
     "kl": logit_losses.kl,
@@ -193,12 +187,13 @@ def method(
       **options: further fields of `Method`, such as answers="refusal".
 
     Raises:
-      UserError: the name is a built-in method's, or a positional parameter names no statistic.
+      UserError: the name is a built-in method's, an option has a value that is not allowed, or
+        the update step cannot call the function.
     """
 
     def register(function: Loss) -> Loss:
         name = function.__name__
-        if name in _BUILT_IN:
+        if name in BUILT_IN:
             raise UserError(f"method {name!r} is built in; give the function another name")
         known = Method(function, retain, summary or _first_line(function), source, **options)
         function.method = METHODS[name] = _checked(name, known)
@@ -227,13 +222,22 @@ def lookup(name: str) -> Method:
 
 
 def resolve(config: MethodConfig) -> MethodConfig:
-    """The method with every hyper-parameter filled in and checked.
+    """The method with every hyper-parameter filled in and checked, and its file's version.
 
     Raises:
-      UserError: unknown method or hyper-parameter (names the closest), or one out of range.
+      UserError: unknown method or hyper-parameter (names the closest), one out of range, or
+        `compat` where it changes nothing.
     """
     settings = validate(_schema(config), config.hyper, where=f"method {config.name}")
-    return replace(config, hyper=dict(vars(settings)))
+    chosen, retain = lookup(config.name), RETAIN_LOSSES[settings.retain_loss]
+    if settings.compat != "paper" and not {chosen.forget, retain} & compat.COMPAT.keys():
+        known = ", ".join(loss.__name__ for loss in compat.COMPAT)
+        raise UserError(
+            f"method {config.name}: compat: {settings.compat} changes nothing here, only the terms "
+            f"{known}; remove it"
+        )
+    version = file_version(config.name) if names_user_function(config.name) else None
+    return replace(config, hyper=dict(vars(settings)), version=version)
 
 
 def objective(config: MethodConfig) -> tuple[Objective, dict[str, float]]:
@@ -248,7 +252,8 @@ def objective(config: MethodConfig) -> tuple[Objective, dict[str, float]]:
         if loss is not None
     ]
     layer = hyper.pop("layer", None)
-    if chosen.rectify is not None and retain is None:
+    needs_retain = chosen.rectify or chosen.dual or chosen.forget is None
+    if needs_retain and retain is None:
         raise UserError(f"method {config.name}: retain_loss must not be none; the method needs it")
     return Objective(config.name, tuple(terms), layer, chosen.rectify, chosen.dual), hyper
 
@@ -289,22 +294,15 @@ def _schema(config: MethodConfig) -> type:
 
 
 def _checked(name: str, known: Method) -> Method:
-    """The method, if the update step can run it."""
-    parameters = _parameters(known.forget)
-    unknown = [
-        p.name for p in parameters if p.kind is not p.KEYWORD_ONLY and p.name not in STATISTICS
-    ]
-    if unknown:
-        raise UserError(
-            f"method {name}: there is no statistic {unknown[0]!r}; its positional parameters can "
-            f"be: {', '.join(sorted(STATISTICS))}"
-        )
-    for p in parameters:
-        if p.kind is p.KEYWORD_ONLY and (p.default is p.empty or p.annotation is p.empty):
+    """The method, if its options are allowed and the update step can call its function."""
+    kinds = get_type_hints(Method)
+    for option in ("retain", "answers", "labels", "alternative"):
+        allowed, found = get_args(kinds[option]), getattr(known, option)
+        if found not in allowed:
             raise UserError(
-                f"method {name}: hyper-parameter {p.name!r} needs a type and a default, as in "
-                f"{p.name}: float = 1.0"
+                f"method {name}: {option} is {found!r}; it can be: {', '.join(map(repr, allowed))}"
             )
+    check_parameters(name, known.forget, has_alternative=known.alternative is not None)
     return known
 
 

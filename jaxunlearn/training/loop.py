@@ -27,6 +27,7 @@ from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
 
 CAPACITY = 32  # most steps in one dispatch
 DISPATCH_SECONDS = 2.0  # aimed-at time of one dispatch: progress stays live, start-up costs little
+FIRST_STEP = "no update came before it: the method's own loss gives it; mend that or its numbers"
 
 OnSteps = Callable[[int, int, list[dict[str, float]]], None]
 
@@ -85,7 +86,8 @@ def train(
 
     Raises:
       UserError: `train_only` matches nothing, or a checkpoint is foreign or damaged.
-      DivergedError: a loss is not finite; the last good checkpoint is kept.
+      DivergedError: a loss or gradient is not finite and `watch` does not roll back; the last good
+        checkpoint is kept.
     """
     model, steps = model.merged(), len(next(iter(schedule.values())))
     spec, trainable, frozen, numbers = prepare(
@@ -240,11 +242,13 @@ def _advance(
         state, log = run.dispatch(state, step, count)
         seconds = time.perf_counter() - begin
         for offset, metrics in enumerate(log):
-            if not math.isfinite(metrics["loss"]) or not math.isfinite(metrics["grad_norm"]):
-                raise DivergedError(
-                    f"{run.spec.objective.name}: the loss is {metrics['loss']} at step "
-                    f"{step + offset + 1} of {steps}; lower training.learning_rate"
-                )
+            for key in ("loss", "grad_norm"):
+                if not math.isfinite(metrics[key]):
+                    cause = "lower training.learning_rate" if step + offset else FIRST_STEP
+                    raise DivergedError(
+                        f"{run.spec.objective.name}: the {key} is {metrics[key]} at step "
+                        f"{step + offset + 1} of {steps}; {cause}"
+                    )
             batch_tokens = _batch_tokens(tables, run.schedule, step + offset)
             metrics["step"] = step + offset + 1
             metrics["tokens_per_second"] = batch_tokens * count / seconds
@@ -270,7 +274,13 @@ def _watched(
     while (step := int(state.step)) < run.steps:
         good = jax.device_get(state)
         end = min(step + watch.every - step % watch.every, run.steps)
-        state = _advance(run, state, end, tables, run.steps, None, on_steps)
+        try:
+            state = _advance(run, state, end, tables, run.steps, None, on_steps)
+        except DivergedError as error:
+            if not watch.rollback:
+                raise
+            watch.say(f"{error}; the result is that of step {step}")
+            return jax.tree.map(jnp.asarray, good)
         value = watch.measure(finished(state))
         if watch.crossed(value):
             kept = f"the result is that of step {step}" if watch.rollback else "training ends here"
@@ -377,7 +387,7 @@ def _fingerprint(
 ) -> str:
     """A hash of everything that decides the training's outcome."""
     digest = hashlib.sha256()
-    terms = [(term.group, term.loss.__name__) for term in spec.objective.terms]
+    terms = [(t.group, t.loss.__module__, t.loss.__name__) for t in spec.objective.terms]
     settings = (
         spec.config,
         terms,

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.methods import compat, logit_losses, losses, registry
+from jaxunlearn.methods import compat, logit_losses, losses, own
 
 SPANS = [(2, 5), (1, 2), (3, 6)]
 B, T, V = 3, 6, 103  # V > 100: their label -100 is an index
@@ -113,7 +113,7 @@ def test_every_replacement_has_a_case_and_a_loss_that_it_replaces():
         assert paper.__name__ == theirs.__name__
         parameters = inspect.signature(theirs).parameters.values()
         needs = {p.name for p in parameters if p.kind != p.KEYWORD_ONLY}
-        assert needs <= registry.STATISTICS
+        assert needs <= own.STATISTICS
 
 
 def test_undial_lowers_token_v_minus_100_outside_the_answer():

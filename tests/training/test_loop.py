@@ -1,6 +1,7 @@
 """The loop: resume is exact, chunks do not matter, faults stop it."""
 
 import dataclasses
+import re
 import shutil
 
 import jax
@@ -12,9 +13,9 @@ from jaxunlearn.config import AdapterConfig, MethodConfig, TrainingConfig
 from jaxunlearn.data import sampling, tokens
 from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
-from jaxunlearn.methods import registry
+from jaxunlearn.methods import losses, registry
 from jaxunlearn.training import loop
-from jaxunlearn.training.loop import DivergedError, train
+from jaxunlearn.training.loop import DivergedError, Watch, train
 
 TEMPLATE = "Question: {question}\nAnswer:"
 TRAINING = TrainingConfig(epochs=4, batch_size=8, learning_rate=1e-3, checkpoint_every=3)
@@ -104,10 +105,64 @@ def test_damaged_checkpoint_is_refused(tiny, job, tmp_path):
 
 def test_divergence_stops_and_keeps_the_last_good_checkpoint(tiny, job, tmp_path):
     wild = dataclasses.replace(TRAINING, learning_rate=1e30, warmup=1.0, checkpoint_every=1)
-    with pytest.raises(DivergedError, match=r"npo: the loss is .* at step \d+ of 12; lower"):
+    with pytest.raises(DivergedError, match=r"npo: the grad_norm is nan at step 2 of 12; lower"):
         train(tiny, *job, wild, checkpoints=tmp_path / "c")
     kept = sorted(int(place.name) for place in (tmp_path / "c").glob("[0-9]*"))
     assert kept and kept[-1] < 12
+
+
+def fragile(log_probs):
+    """Gradient ascent that breaks once it has come some way."""
+    return jnp.where(jnp.mean(log_probs) < -7.9, jnp.nan, log_probs)
+
+
+def broken_gradient(log_probs):
+    """Finite, 0, with a gradient that is not."""
+    return jnp.sqrt(0.0 * log_probs)
+
+
+def forgetting(job, loss, watch=None, **options):
+    tables, schedule, _, _ = job
+    objective = registry.Objective("mine", (registry.Term("forget", loss),))
+    parts = [{"forget": part["forget"]} for part in (tables, schedule)]
+    return lambda model: train(model, *parts, objective, {}, TRAINING, watch=watch, **options)
+
+
+def test_a_break_between_two_looks_rolls_back(tiny, job):
+    said, good = [], []
+
+    def run(rollback):
+        watch = Watch(
+            3, lambda now: good.append(now) or 0.0, lambda _: False, rollback, said.append
+        )
+        return forgetting(job, fragile, watch)(tiny)
+
+    result = run(True)
+    found = re.fullmatch(
+        r"mine: the loss is nan at step (\d+) of 12; lower training.learning_rate; "
+        r"the result is that of step (\d+)", said[0],
+    )  # fmt: skip
+    broken, kept = map(int, found.groups())
+    assert kept == 3 * len(good) > 0 and kept < broken <= kept + 3
+    assert same(result.params, good[-1].params)
+    with pytest.raises(DivergedError, match=f"nan at step {broken}"):
+        run(False)
+
+
+def test_a_break_at_the_first_step_is_the_losses_own(tiny, job):
+    with pytest.raises(DivergedError, match="the grad_norm is nan at step 1 of 12") as caught:
+        forgetting(job, broken_gradient)(tiny)
+    assert "the method's own loss" in str(caught.value)
+    assert "learning_rate" not in str(caught.value)
+
+
+def test_another_function_of_the_same_name_is_another_run(tiny, job, tmp_path):
+    def nll(log_probs):
+        return -log_probs
+
+    forgetting(job, losses.nll, checkpoints=tmp_path / "c")(tiny)
+    with pytest.raises(UserError, match="belongs to a run with other data or settings"):
+        forgetting(job, nll, checkpoints=tmp_path / "c")(tiny)
 
 
 def test_training_by_pattern(tiny, job):
