@@ -15,7 +15,8 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models import checkpoint_hf, peft_adapter
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model as load
-from jaxunlearn.unlearning import need_tokenizer, unlearn_rows
+from jaxunlearn.tables import need_tokenizer
+from jaxunlearn.unlearning import unlearn_rows
 
 __all__ = ["Result", "evaluate", "load", "unlearn"]
 

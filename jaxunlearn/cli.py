@@ -131,9 +131,9 @@ def _take_overrides(words: list[str]) -> dict[str, str]:
 
 
 def _load(options: argparse.Namespace) -> Any:
-    from jaxunlearn import config
+    from jaxunlearn import config_file
 
-    return config.load(options.config, _parsed(options.overrides))
+    return config_file.load(options.config, _parsed(options.overrides))
 
 
 def _parsed(overrides: dict[str, str]) -> dict[str, Any]:
@@ -195,9 +195,9 @@ def _sweep(options: argparse.Namespace) -> None:
 def _print_config(settings: Any) -> None:
     import yaml
 
-    from jaxunlearn import config
+    from jaxunlearn import config_file
 
-    print(yaml.safe_dump(config.dump(settings), sort_keys=False, allow_unicode=True), end="")
+    print(yaml.safe_dump(config_file.dump(settings), sort_keys=False, allow_unicode=True), end="")
 
 
 def _finetune(options: argparse.Namespace) -> None:
@@ -231,7 +231,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 def _generate(options: argparse.Namespace) -> None:
     from jaxunlearn.data import tokens
     from jaxunlearn.models.generate import Sampling, generate
-    from jaxunlearn.unlearning import need_tokenizer
+    from jaxunlearn.tables import need_tokenizer
 
     if not 0 <= options.seed < 2**31:
         raise UserError(f"--seed: is {options.seed}; use 0 to {2**31 - 1}")
@@ -263,11 +263,11 @@ def _generate(options: argparse.Namespace) -> None:
 
 def _template(model: str) -> str:
     """The prompt template of the run that the model comes from, else the default."""
-    from jaxunlearn import config
+    from jaxunlearn import config, config_file
 
     for folder in (Path(model), Path(model).parent):
         if (folder / "config.yaml").is_file():
-            return config.load(folder / "config.yaml").data.template
+            return config_file.load(folder / "config.yaml").data.template
     return config.DataConfig().template
 
 

@@ -1,48 +1,23 @@
 """A whole experiment: prepare, unlearn, evaluate, report, export."""
 
 import dataclasses
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import jax
-import numpy as np
-
-from jaxunlearn import config as configs
-from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
-from jaxunlearn.data import formats, requests, sampling, tokens
-from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
+from jaxunlearn.config import Experiment, MethodConfig
+from jaxunlearn.data import formats
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation import embed, over_requests, report, suite
-from jaxunlearn.evaluation.card import model_card
+from jaxunlearn.evaluation import suite
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
-from jaxunlearn.models import transformer
 from jaxunlearn.models.checkpoint_hf import export_model
-from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
-from jaxunlearn.models.peft_adapter import export_adapter
 from jaxunlearn.progress import Bars
-from jaxunlearn.runs import RunFolder, request_stage
-from jaxunlearn.training import optimizers
-from jaxunlearn.training.loop import split_params, train
-from jaxunlearn.unlearning import (
-    batch_slots,
-    check_method,
-    check_rows,
-    encode_rows,
-    max_length,
-    need_tokenizer,
-    unlearn_rows,
-)
+from jaxunlearn.runs import RunFolder
+from jaxunlearn.stages import Stages, evaluate_model
 
-SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders
-SAMPLES = 8  # rows of each set whose generations the report shows
-T = TypeVar("T")
 
 
 def resolve(experiment: Experiment) -> Experiment:
@@ -78,7 +53,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if folder.summary is not None and (folder.path / "hf" / "config.json").is_file():
         return folder.summary
     with Bars() as bars:
-        work = _Workshop(experiment, folder, bars)
+        work = Stages(experiment, folder, bars)
         target = work.judge = work.target()
         evaluations = {"target": work.evaluate("target", target)}
         retrained = work.retrained()
@@ -107,7 +82,7 @@ def finetune(experiment: Experiment) -> list[Path]:
         raise UserError("finetune: is missing from the config; add a finetune section")
     folder = RunFolder(experiment)
     with Bars() as bars:
-        work = _Workshop(experiment, folder, bars)
+        work = Stages(experiment, folder, bars)
         models = {"target": work.target(), "retrained": work.retrained()}
         card = "Made by jaxunlearn's finetune command."
         return [
@@ -124,9 +99,9 @@ def evaluate(
     data = formats.load(experiment.data, experiment.seed)
     judge = _judge(experiment)
     with Bars() as bars:
-        evaluation = _evaluate("model", model, data, experiment, bars, judge)
+        evaluation = evaluate_model("model", model, data, experiment, bars, judge)
         if retrained is not None and evaluation.forget_ratios:
-            reference = _evaluate("retrained", retrained, data, experiment, bars, judge)
+            reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)
             evaluation.metrics["forget_quality"] = suite.forget_quality(evaluation, reference)
     return evaluation
 
@@ -160,330 +135,9 @@ def labels(experiment: Experiment) -> dict[str, MethodConfig]:
     return found
 
 
-class _Workshop:
-    """The stages of a run, each resumable by itself."""
-
-    def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars):
-        self.experiment, self.folder, self.bars = experiment, folder, bars
-        self.notes: list[str] = []
-        self.judge: LanguageModel | None = None
-        """The model before unlearning, once it is there; it embeds the texts of all models."""
-        self.data = formats.load(experiment.data, experiment.seed)
-        self.base = _base_model(experiment, self.data)
-        need_tokenizer(self.base)
-        self.limit = max_length(self.base, experiment)
-        asked = experiment.requests
-        self.requests = [] if asked is None else requests.split(self.data, asked)
-        self._check_early()
-        folder.create()
-        self.environment = folder.write_environment(self.data, self.base.folder)
-
-    def _check_early(self) -> None:
-        """Faults that would otherwise show only after the first training."""
-        settings = self.experiment
-        room, positions = settings.evaluation.max_new_tokens, self.base.config.max_positions
-        if room >= positions:
-            raise UserError(
-                f"evaluation.max_new_tokens: {room} leaves no room for a question in the model's "
-                f"{positions} positions; lower it"
-            )
-        if settings.evaluation.embedder is not None:
-            texts = [row.answer for row in self.data.forget[:2]]
-            embed.load(settings.evaluation.embedder)(texts)
-        for method in (*settings.baselines, settings.method):
-            check_method(self.base, method)
-            for part in self.requests or [self.data]:
-                check_rows(method, part.forget, part.retain, settings)
-            training = configs.training_of(settings, method)
-            split_params(self.base, training.train_only, settings.adapter, settings.seed)
-            optimizers.resolve_options(training.optimizer, training.optimizer_options)
-        for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
-            encode_rows(self.base, rows, settings, self.limit, name, self._note)
-        if settings.finetune is not None:
-            split_params(self.base, settings.finetune.train_only, None, settings.seed)
-        if settings.model.retrained is not None:
-            load_model(settings.model.retrained)
-
-    def target(self) -> LanguageModel:
-        """The model that is to forget."""
-        if self.experiment.finetune is None:
-            return self.base
-        rows = self._all_rows()
-        return self._finetuned("target", self.experiment.finetune, list(range(len(rows))))
-
-    def retrained(self) -> LanguageModel | None:
-        """The reference that never saw the forget rows: given, trained, or None."""
-        if self.experiment.model.retrained is not None:
-            return load_model(self.experiment.model.retrained)
-        if self.experiment.finetune is None:
-            return None
-        kept = list(range(len(self.data.forget), len(self._all_rows())))
-        return self._finetuned("retrained", self.experiment.finetune, kept)
-
-    def unlearn(
-        self, label: str, target: LanguageModel, method: MethodConfig
-    ) -> tuple[LanguageModel, list[Evaluation]]:
-        """The target after one method, and its evaluation; after each request if there are some."""
-        if self.experiment.requests is None:
-            model = self._unlearn(label, target, method, self.data.forget, self.data.retain)
-            return model, [self.evaluate(label, model)]
-        model, after = target, []
-        for number, request in enumerate(self.requests, 1):
-            stage = request_stage(label, number)
-            # Merged, because the next request has an adapter of its own.
-            model = self._unlearn(stage, model, method, request.forget, request.retain).merged()
-            after.append(self.evaluate(stage, model))
-        return model, after
-
-    def _unlearn(
-        self,
-        stage: str,
-        start: LanguageModel,
-        method: MethodConfig,
-        forget: Sequence[Row],
-        retain: Sequence[Row],
-    ) -> LanguageModel:
-        with self.bars.stage(stage) as bar:
-            return self._timed(
-                f"{stage} training",
-                lambda: unlearn_rows(
-                    start,
-                    forget,
-                    retain,
-                    self.experiment,
-                    method,
-                    checkpoints=self.folder.checkpoints(stage),
-                    on_steps=self._logger(stage, bar.steps),
-                    on_schedule=partial(self.folder.write_schedule, stage),
-                    utility=self._utility,
-                    say=self._note,
-                ),
-            )
-
-    def _utility(self, model: LanguageModel) -> float:
-        evaluation = self._evaluate("model", model)
-        value = evaluation.metrics["model_utility"]["value"]
-        return float("nan") if value is None else value
-
-    def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
-        """The evaluation of a model, done once per run."""
-        evaluation = self.folder.read_evaluation(label)
-        if evaluation is None:
-            evaluation = self._timed(
-                f"{label} evaluation",
-                lambda: self._evaluate(label, model),
-            )
-            self.folder.write_evaluation(label, evaluation)
-        if evaluation.no_room:
-            self._note(
-                f"evaluation: {evaluation.no_room} questions leave no room for "
-                f"{self.experiment.evaluation.max_new_tokens} new tokens and count as not answered"
-            )
-        if evaluation.left_out:
-            self._note(
-                f"evaluation: {evaluation.left_out} answers are longer than the model's limit and "
-                "are in no number"
-            )
-        return evaluation
-
-    def _evaluate(self, label: str, model: LanguageModel) -> Evaluation:
-        return _evaluate(label, model, self.data, self.experiment, self.bars, self.judge)
-
-    def finish(
-        self,
-        target: LanguageModel,
-        model: LanguageModel,
-        evaluations: dict[str, Evaluation],
-        histories: dict[str, list[Evaluation]],
-    ) -> dict[str, Any]:
-        """Summary, report and exported model; the summary comes last, as the sign of the end.
-
-        Args:
-          target: the model before unlearning.
-          model: the main method's result.
-          evaluations: label to evaluation.
-          histories: label of each method to the evaluations of the target and after each request.
-        """
-        sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
-        models = {}
-        for label, evaluation in evaluations.items():
-            metrics = dict(evaluation.metrics)
-            if "retrained" in evaluations and evaluation.forget_ratios:
-                quality = suite.forget_quality(evaluation, evaluations["retrained"])
-                metrics = {"forget_quality": quality, **metrics}
-            models[label] = metrics
-        summary = {
-            "name": self.experiment.name,
-            "primary": list(evaluations)[-1],
-            "models": models,
-            "training": self.folder.trainings(),
-            "timing": self.folder.timing,
-            "config": configs.dump(self.experiment),
-            "environment": self.environment,
-            "notes": self.notes,
-        }
-        if self.requests:
-            summary["requests"] = {
-                label: over_requests.history(self.requests, sets["forget"].rows, known)
-                for label, known in histories.items()
-            }
-        self._export(target, model, model_card(summary))
-        samples = _samples(sets, evaluations)
-        report.write_html(
-            self.folder.path / "report.html", summary, self.folder.model_curves(), samples
-        )
-        self.folder.write_json("summary.json", summary)
-        return summary
-
-    def _export(self, target: LanguageModel, model: LanguageModel, card: str) -> None:
-        path = self.folder.path
-        export_model(model, path / "hf", card=card, overwrite=True)
-        if model.adapter is None:
-            return
-        base: str | Path = self.experiment.model.path or ""
-        if self.experiment.finetune is not None or target.adapter is not None:
-            base = export_model(target, path / "target", overwrite=True)
-        export_adapter(model, path / "adapter", base=base, overwrite=True)
-
-    def _finetuned(
-        self, stage: str, training: TrainingConfig, chosen: Sequence[int]
-    ) -> LanguageModel:
-        """The base model trained on the chosen ones of all rows."""
-        with self.bars.stage(f"{stage} model") as bar:
-            # One table for target and retrained, so that both use one compiled program.
-            rows = self._all_rows()
-            encoded = encode_rows(
-                self.base, rows, self.experiment, self.limit, "training rows", self._note
-            )
-            # Rows that were too long are not in the table.
-            wanted = set(chosen)
-            places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
-            order = sampling.epochs(
-                len(places),
-                training.epochs,
-                batch_slots(training, len(places)),
-                self.experiment.seed,
-            )
-            schedule = np.where(order >= 0, places[order], sampling.EMPTY)
-            return self._timed(
-                f"{stage} training",
-                lambda: train(
-                    self.base,
-                    {"train": encoded.table},
-                    {"train": schedule.astype(np.int32)},
-                    registry.FINETUNE,
-                    {},
-                    training,
-                    checkpoints=self.folder.checkpoints(stage),
-                    on_steps=self._logger(stage, bar.steps),
-                ),
-            )
-
-    def _all_rows(self) -> tuple[Row, ...]:
-        return (*self.data.forget, *self.data.retain, *self.data.background)
-
-    def _logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
-        first = True
-
-        def on_steps(done: int, total: int, log: list[dict[str, float]]) -> None:
-            nonlocal first
-            if first:
-                self.folder.forget_log(stage, log[0]["step"])
-                first = False
-            self.folder.log(stage, log)
-            show(done, total, log)
-
-        return on_steps
-
-    def _note(self, text: str) -> None:
-        if text not in self.notes:
-            self.notes.append(text)
-            self.bars.say(text)
-
-    def _timed(self, what: str, work: Callable[[], T]) -> T:
-        begin = time.perf_counter()
-        result = work()
-        self.folder.add_timing(what, time.perf_counter() - begin)
-        return result
-
-
-def _evaluate(
-    label: str,
-    model: LanguageModel,
-    data: UnlearningData,
-    experiment: Experiment,
-    bars: Bars,
-    judge: LanguageModel | None,
-) -> Evaluation:
-    need_tokenizer(model)
-    with bars.stage(f"evaluate {label}") as stage:
-        return suite.evaluate(
-            model,
-            suite.limit_sets(data.evaluation, experiment.evaluation.limit),
-            experiment.evaluation,
-            template=experiment.data.template,
-            max_length=max_length(model, experiment),
-            judge=judge,
-            on_rows=lambda done, total: stage.update(done, total, "texts"),
-        )
-
-
 def _judge(experiment: Experiment) -> LanguageModel | None:
     """The config's start model, if texts are embedded by one; None: each model embeds its own."""
     settings = experiment.evaluation
     embeds = settings.suite == "melu" and settings.embedder is None
     path = experiment.model.path
     return load_model(path) if embeds and path is not None else None
-
-
-def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
-    """The model that everything starts from: loaded, or made from nothing."""
-    settings = experiment.model
-    if settings.path is not None:
-        model = load_model(settings.path)
-        config = dataclasses.replace(model.config, remat=settings.remat)
-        return dataclasses.replace(model, config=config)
-    texts = tokens.all_texts(data, template=experiment.data.template)
-    tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
-    hf_config = {
-        "model_type": "llama",
-        "vocab_size": len(tokenizer),
-        "hidden_size": settings.hidden_size,
-        "intermediate_size": settings.intermediate_size,
-        "num_hidden_layers": settings.num_layers,
-        "num_attention_heads": settings.num_heads,
-        "num_key_value_heads": settings.num_kv_heads,
-        "max_position_embeddings": SCRATCH_POSITIONS,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = read_config(hf_config, "the config of a new model")
-    config = dataclasses.replace(config, remat=settings.remat)
-    params = transformer.init_params(config, jax.random.key(experiment.seed))
-    return LanguageModel(config, params, tokenizer, hf_config=hf_config)
-
-
-def _samples(sets: dict[str, EvalSet], evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
-    """Rows with what each model answers, for the report."""
-    samples = []
-    for name, chosen in sets.items():
-        if chosen.role == "general":
-            continue
-        step = max(1, len(chosen.rows) // SAMPLES)
-        for place in range(0, len(chosen.rows), step)[:SAMPLES]:
-            row = chosen.rows[place]
-            answers = {label: e.generations[name][place] for label, e in evaluations.items()}
-            samples.append(
-                {
-                    "set": chosen.role,
-                    "question": row.question,
-                    "answer": row.answer,
-                    "generations": answers,
-                }
-            )
-    return samples

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from jaxunlearn import config as configs
+from jaxunlearn import config_file
 from jaxunlearn.config import Experiment
 from jaxunlearn.data import sampling
 from jaxunlearn.data.rows import UnlearningData
@@ -49,13 +49,13 @@ class RunFolder:
     def create(self) -> None:
         """Makes the folder and writes the resolved config."""
         if not self.config_path.exists():
-            tree = configs.dump(self.experiment)
+            tree = config_file.dump(self.experiment)
             text = yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
             write_text(self.config_path, text)
 
     def _check_same(self, experiment: Experiment) -> None:
-        old = configs.dump(configs.load(self.config_path))
-        new = configs.dump(experiment)
+        old = config_file.dump(config_file.load(self.config_path))
+        new = config_file.dump(experiment)
         changed = sorted(k for k, v in _flat(new).items() if _flat(old).get(k) != v)
         changed += sorted(_flat(old).keys() - _flat(new).keys())
         if changed:

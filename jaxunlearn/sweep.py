@@ -7,8 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import config as configs
-from jaxunlearn import experiment
+from jaxunlearn import config_file, experiment
 from jaxunlearn.config import Experiment
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report
@@ -38,13 +37,13 @@ def expand(
     for key, values in grid.items():
         if not values or len({repr(value) for value in values}) < len(values):
             raise UserError(f"--grid {key}: give values that differ, as in --grid {key}=1,2")
-    base = configs.load(path, overrides)
+    base = config_file.load(path, overrides)
     folder = str(Path(base.output) / str(base.name))
     found = []
     for values in itertools.product(*grid.values()):
         settings = dict(zip(grid, values, strict=True))
         own = {**overrides, **settings, "output": folder, "name": _name(settings)}
-        found.append((settings, experiment.resolve(configs.load(path, own))))
+        found.append((settings, experiment.resolve(config_file.load(path, own))))
     return found
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from jaxunlearn import config
+from jaxunlearn import config, config_file
 from jaxunlearn.errors import UserError
 
 JSONL = {"format": "jsonl", "forget": "f", "retain": "r"}
@@ -14,34 +14,34 @@ JSONL = {"format": "jsonl", "forget": "f", "retain": "r"}
 def test_dump_and_load_are_inverse(tmp_path):
     data = {"format": "csv", "forget": "f", "retain": "r", "columns": {"question": "q"}}
     overrides = {"method.beta": 0.2, "adapter.rank": 4, "data": data}
-    experiment = config.load(None, overrides)
+    experiment = config_file.load(None, overrides)
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(config.dump(experiment)))
-    assert config.load(path) == experiment
+    path.write_text(yaml.safe_dump(config_file.dump(experiment)))
+    assert config_file.load(path) == experiment
     assert experiment.method.hyper["beta"] == 0.2
     assert experiment.adapter == config.AdapterConfig(rank=4)
 
 
 def test_name_is_the_file_stem(tmp_path):
     (tmp_path / "mine.yaml").write_text("model: {path: x}\n")
-    assert config.load(tmp_path / "mine.yaml").name == "mine"
-    assert config.load(None).name == "quickstart"
+    assert config_file.load(tmp_path / "mine.yaml").name == "mine"
+    assert config_file.load(None).name == "quickstart"
 
 
 def test_numbers_without_a_point_are_numbers():
     # YAML 1.1 reads 1e-5 as text.
-    assert config.load(None, {"training.learning_rate": "1e-5"}).training.learning_rate == 1e-5
+    assert config_file.load(None, {"training.learning_rate": "1e-5"}).training.learning_rate == 1e-5
 
 
 def test_configs_are_frozen_and_validated_when_built():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        config.load(None).training.epochs = 3
+        config_file.load(None).training.epochs = 3
     with pytest.raises(ValueError):
         config.TrainingConfig(epochs=0)
 
 
 def test_overrides_index_lists():
-    assert config.load(None, {"baselines.0.retain_weight": 3}).baselines[0].hyper == {
+    assert config_file.load(None, {"baselines.0.retain_weight": 3}).baselines[0].hyper == {
         "retain_weight": 3
     }
 
@@ -84,7 +84,7 @@ def test_overrides_index_lists():
 )
 def test_faults_name_key_and_remedy(overrides, words):
     with pytest.raises(UserError) as caught:
-        config.load(None, overrides)
+        config_file.load(None, overrides)
     message = str(caught.value)
     assert "\n" not in message
     for word in words:
@@ -103,7 +103,7 @@ def test_faults_name_key_and_remedy(overrides, words):
 )
 def test_a_value_of_no_allowed_type_is_one_fault(key, value):
     with pytest.raises(UserError) as caught:
-        config.load(None, {key: value})
+        config_file.load(None, {key: value})
     message = str(caught.value)
     assert message.count(key) == 1 and message.endswith(f"found {value!r}")
     assert message.startswith(f"built-in quickstart: {key}: expected a number")
@@ -121,30 +121,30 @@ def test_bad_files(tmp_path, text, words):
     path = tmp_path / "bad.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=words) as caught:
-        config.load(path)
+        config_file.load(path)
     assert "bad.yaml" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_missing_file():
     with pytest.raises(UserError, match=r"nowhere\.yaml: cannot read"):
-        config.load("nowhere.yaml")
+        config_file.load("nowhere.yaml")
 
 
 def test_another_method_name_starts_the_section_anew():
-    chosen = config.load(None, {"method.name": "wga", "method.retain_weight": 2.0}).method
+    chosen = config_file.load(None, {"method.name": "wga", "method.retain_weight": 2.0}).method
     assert (chosen.name, chosen.hyper) == ("wga", {"retain_weight": 2.0})
-    assert config.load(None, {"method.name": "npo"}).method.hyper["beta"] == 0.3
+    assert config_file.load(None, {"method.name": "npo"}).method.hyper["beta"] == 0.3
 
 
 def test_a_method_may_change_the_training_and_its_label():
     tree = {
         "method": {"name": "npo", "beta": 0.2, "label": "mine", "training": {"optimizer": "lion"}}
     }
-    experiment = config.validate(config.Experiment, config._nest_hyper(tree), where="here")
+    experiment = config.validate(config.Experiment, config_file._nest_hyper(tree), where="here")
     assert experiment.method.hyper == {"beta": 0.2} and experiment.method.label == "mine"
     assert config.training_of(experiment, experiment.method).optimizer == "lion"
     again = config.validate(
-        config.Experiment, config._nest_hyper(config.dump(experiment)), where="there"
+        config.Experiment, config_file._nest_hyper(config_file.dump(experiment)), where="there"
     )
     assert again == experiment
     with pytest.raises(UserError, match="method npo: training: unknown key lr"):
@@ -156,7 +156,7 @@ def test_a_method_may_change_the_training_and_its_label():
 
 def test_a_methods_optimizer_has_its_own_options():
     shared = {"optimizer": "sophia", "optimizer_options": {"rho": 2.0}}
-    experiment = config.load(None, {"training": shared})
+    experiment = config_file.load(None, {"training": shared})
 
     def options(**training):
         return config.training_of(experiment, config.MethodConfig(training=training))
@@ -167,5 +167,5 @@ def test_a_methods_optimizer_has_its_own_options():
     with pytest.raises(UserError, match=r"method npo: training: optimizer_options\.gamma: input"):
         options(optimizer_options={"gamma": "x"})
     tree = {"method": {"name": "npo", "training": {"optimizer_options": {"gamma": 1}}}}
-    read = config.validate(config.Experiment, config._nest_hyper(tree), where="here")
+    read = config.validate(config.Experiment, config_file._nest_hyper(tree), where="here")
     assert read.method.training == {"optimizer_options": {"gamma": 1}}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from jaxunlearn.config import Experiment, MethodConfig, load
+from jaxunlearn.config import Experiment, MethodConfig
+from jaxunlearn.config_file import load
 from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import labels, resolve
 

@@ -2,12 +2,12 @@
 
 import pytest
 
-from jaxunlearn import config, experiment
+from jaxunlearn import config_file, experiment
 
 
 @pytest.mark.slow
 def test_quickstart(tmp_path):
-    settings = config.load(None, {"output": str(tmp_path)})
+    settings = config_file.load(None, {"output": str(tmp_path)})
     models = experiment.run(settings)["models"]
 
     def value(model, metric):

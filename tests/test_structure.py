@@ -10,8 +10,9 @@ import jaxunlearn
 PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
-    "errors", "validation", "user_file", "config", "data", "models", "methods", "training",
-    "evaluation", "unlearning", "progress", "runs", "experiment", "sweep", "api", "cli",
+    "errors", "validation", "user_file", "config", "config_file", "data", "models", "methods",
+    "training", "evaluation", "tables", "unlearning", "progress", "runs", "stages", "experiment",
+    "sweep", "api", "cli",
 ]  # fmt: skip
 
 

@@ -9,19 +9,15 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import config as configs
-from jaxunlearn import unlearning
+from jaxunlearn import tables
 from jaxunlearn.config import MethodConfig, SamplingConfig, StopConfig, TrainingConfig
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
+from jaxunlearn.tables import invented_answers
 from jaxunlearn.training import diagnostics
-from jaxunlearn.unlearning import (
-    batch_slots,
-    gradient_statistics,
-    invented_answers,
-    unlearn_rows,
-)
+from jaxunlearn.unlearning import batch_slots, gradient_statistics, unlearn_rows
 
 SHORT = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
 
@@ -122,7 +118,7 @@ def test_an_invented_answer_is_never_silently_the_true_one(tiny, world, monkeypa
     def drawn(*_, **__):
         return [tiny.tokenizer(text)["input_ids"] for text in next(draws)]
 
-    monkeypatch.setattr(unlearning, "generate", drawn)
+    monkeypatch.setattr(tables, "generate", drawn)
     said = []
     rows = [repeated, dataclasses.replace(silent, refusal=""), fine, nearly]
     found = invented_answers(tiny, rows, configs.Experiment(), said.append)

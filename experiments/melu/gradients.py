@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn import config as configs
+from jaxunlearn import config_file
 from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig
 from jaxunlearn.data import formats
 from jaxunlearn.experiment import finetune, resolve
@@ -31,9 +31,9 @@ COLUMNS = ("variance / cyclic's", "relative variance", "of forget", "of retain",
 
 def experiment_of(path: str, seed: int) -> Experiment:
     """The config with another seed, whose run folder has the seed in its name."""
-    experiment = configs.load(path)
+    experiment = config_file.load(path)
     if seed != experiment.seed:
-        experiment = configs.load(path, {"seed": seed, "name": f"{experiment.name}-{seed}"})
+        experiment = config_file.load(path, {"seed": seed, "name": f"{experiment.name}-{seed}"})
     return resolve(experiment)
 
 

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from jaxunlearn import config as configs
+from jaxunlearn import config_file
 from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.methods import registry
 
@@ -15,8 +15,8 @@ def entry(value, n=12):
 
 
 def summary(**settings):
-    experiment = configs.load(None, settings)
-    config = configs.dump(experiment)
+    experiment = config_file.load(None, settings)
+    config = config_file.dump(experiment)
     hyper = registry.resolve(experiment.method).hyper
     return {
         "name": "my-run",

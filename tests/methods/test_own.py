@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 import jaxunlearn as ju
-from jaxunlearn import config as configs
+from jaxunlearn import config_file
 from jaxunlearn.config import MethodConfig
 from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import resolve
@@ -54,7 +54,7 @@ def test_reserved_names_are_no_hyper_parameters(name, tmp_path):
 
 def test_reserved_names_cover_all_that_is_not_the_methods_own():
     common = set(registry.defaults("grad_diff")) | {"layer"}
-    assert common | {"name"} | set(configs._METHOD_KEYS) <= own.RESERVED
+    assert common | {"name"} | set(config_file.METHOD_KEYS) <= own.RESERVED
 
 
 @pytest.mark.parametrize("default", [True, "x", None, (1.0,)])
@@ -160,7 +160,9 @@ def test_the_trial_is_before_any_training(tiny, tmp_path):
 def test_a_changed_file_is_noticed(tmp_path):
     path = tmp_path / "own.py"
     name = f"{path}:f"
-    experiment = configs.load(None, {"method.name": name, "output": str(tmp_path), "name": "run"})
+    experiment = config_file.load(
+        None, {"method.name": name, "output": str(tmp_path), "name": "run"}
+    )
 
     def write(sign):
         path.write_text(f"def f(log_probs):\n    return {sign}log_probs\n")
@@ -171,13 +173,13 @@ def test_a_changed_file_is_noticed(tmp_path):
     kept = tmp_path / "run" / "config.yaml"
     version = yaml.safe_load(kept.read_text())["method"]["version"]
     assert len(version) == 16 and first.method.version == version
-    assert resolve(configs.load(kept)) == first
+    assert resolve(config_file.load(kept)) == first
     RunFolder(first)
 
     second = write("-")
     assert registry.lookup(name).forget(jnp.ones(())) == -1
     assert "differs in method.version" in fault_of(RunFolder, second)
-    assert resolve(configs.load(kept)).method.version == second.method.version != version
+    assert resolve(config_file.load(kept)).method.version == second.method.version != version
     # The terms of the two are not one to a checkpoint either.
     modules = {write(sign) and registry.lookup(name).forget.__module__ for sign in "+-"}
     assert len(modules) == 2
