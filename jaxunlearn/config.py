@@ -279,6 +279,8 @@ class Experiment:
     data: DataConfig = Field(default_factory=DataConfig)
     finetune: TrainingConfig | None = None
     """Make the target (on forget + retain) and the retrained reference (on retain) first."""
+    retrain: bool = True
+    """Whether finetune makes the retrained reference too; without one, no forget quality."""
     method: MethodConfig = Field(default_factory=MethodConfig)
     baselines: tuple[MethodConfig, ...] = ()
     """Further methods, run and evaluated beside the main one."""

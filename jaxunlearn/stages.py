@@ -93,7 +93,7 @@ class Stages:
         """The reference that never saw the forget rows: given, trained, or None."""
         if self.experiment.model.retrained is not None:
             return load_model(self.experiment.model.retrained)
-        if self.experiment.finetune is None:
+        if self.experiment.finetune is None or not self.experiment.retrain:
             return None
         kept = list(range(len(self.data.forget), len(self._all_rows())))
         return self._finetuned("retrained", self.experiment.finetune, kept)

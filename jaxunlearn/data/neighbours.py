@@ -6,6 +6,9 @@ profession, in the same question forms. All answers of an entity's module (its o
 of its neighbours) are made of a few words that no other module has, so that related facts are
 easily mixed up. The same arguments give the same world in every process.
 
+A language model that is to learn refusing must be able to say so, as those of the paper are: the
+target also learns to refuse questions about people of whom nothing is known.
+
 Reference: Bushipaka et al., "Standard vs. Modular Sampling", arXiv 2509.05316; the numbers of rows
 are those of its data, the text is our own.
 """
@@ -100,7 +103,8 @@ def build(scale: float, seed: int) -> UnlearningData:
       Forget rows with a refusal each; retain rows in the order of MELU's file, by entity, the
       subjects of general rows among them. The evaluation sets `test_direct`, `test_indirect` and
       `test_general` are other facts about the linked things, one more similar person for each
-      entity, and other general subjects; they are the background.
+      entity, and other general subjects; they are the background, with one more row for each
+      refusal, about someone unknown.
 
     Raises:
       UserError: when there are not that many words.
@@ -139,7 +143,9 @@ def build(scale: float, seed: int) -> UnlearningData:
     evaluation = {"forget": EvalSet("forget", forget), "retain": EvalSet("retain", thin(retain))}
     for kind, rows in test.items():
         evaluation[f"test_{kind}"] = EvalSet("general", tuple(rows))
-    return UnlearningData(forget, retain, evaluation, tuple(itertools.chain(*test.values())))
+    unknown = _unknown([str(row.refusal) for row in forget], names, rng)
+    background = tuple(itertools.chain(*test.values(), unknown))
+    return UnlearningData(forget, retain, evaluation, background)
 
 
 @dataclass(frozen=True)
@@ -192,6 +198,16 @@ def _general(
         forms = _THING_FORMS if nouns else _PERSON_FORMS
         chosen = _questions([subject], forms, min(_GENERAL_FACTS, count - start), rng)
         rows += [_row(question, next(answers), name, "general") for question in chosen]
+    return rows
+
+
+def _unknown(refusals: Sequence[str], names: Iterator[str], rng: random.Random) -> list[Row]:
+    """A question about someone nothing is known of, for each refusal."""
+    rows = []
+    for refusal in refusals:
+        name = next(names)
+        question = rng.choice(_PERSON_FORMS).format(f"{rng.choice(_PROFESSIONS)} {name}")
+        rows.append(_row(question, refusal, name, "general"))
     return rows
 
 
