@@ -189,7 +189,8 @@ def all_texts(data: UnlearningData, *, template: str) -> list[str]:
     The wrong answers are in it, so that the right ones are not made of fewer tokens than they are.
     """
     parts = (part.rows for part in data.evaluation.values())
-    rows = dict.fromkeys(row for part in (data.forget, data.retain, *parts) for row in part)
+    parts = (data.forget, data.retain, *parts, data.background)
+    rows = dict.fromkeys(row for part in parts for row in part)
     return [
         f"{template.replace('{question}', row.question)} {answer}" if row.question else answer
         for row in rows
