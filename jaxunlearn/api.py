@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from jaxunlearn import config as configs
 from jaxunlearn.config import DataConfig, Experiment
 from jaxunlearn.data import formats
-from jaxunlearn.data.rows import EvalSet, Row
+from jaxunlearn.data.rows import EvalSet, Kind, Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import suite
 from jaxunlearn.methods import registry
@@ -116,7 +116,7 @@ def evaluate(
     *,
     retrained: LanguageModel | None = None,
     template: str = DataConfig().template,
-    **settings: int,
+    **settings: Any,
 ) -> dict[str, float | None]:
     """Scores a model: metric name to value.
 
@@ -124,7 +124,7 @@ def evaluate(
       model: with a tokenizer.
       forget: rows it should not know; see `unlearn`.
       retain: rows it should know.
-      retrained: a model that never saw the forget rows; gives `forget_quality`.
+      retrained: a model that never saw the forget rows; gives `forget_quality` in TOFU's suite.
       template: prompt for tokenizers without a chat template.
       **settings: keys of the config's evaluation section, such as max_new_tokens=50.
     """
@@ -140,7 +140,7 @@ def evaluate(
         )
 
     evaluation = score(model)
-    if retrained is not None:
+    if retrained is not None and evaluation.forget_ratios:
         quality = suite.forget_quality(evaluation, score(retrained))
         evaluation.metrics["forget_quality"] = quality
     return {name: entry["value"] for name, entry in evaluation.metrics.items()}
@@ -165,6 +165,9 @@ def read_rows(rows: Rows, name: str) -> tuple[Row, ...]:
             raise UserError(
                 f"{name}: row {number} is not a row ({error}); give (question, answer)"
             ) from None
+        if row.kind not in get_args(Kind):
+            kinds = ", ".join(get_args(Kind))
+            raise UserError(f"{name}: row {number} is of kind {row.kind!r}; there are {kinds}")
         if not isinstance(row.answer, str) or not row.answer.strip():
             raise UserError(f"{name}: row {number} has no answer; give (question, answer)")
         found.append(row)

@@ -57,6 +57,9 @@ def test_adapter_export(tiny_folder, tmp_path):
         ({"forget": "gone.txt"}, "unknown kind of file"),
         ({"forget": [("only one",)]}, "row 0"),
         ({"forget": [("q", "a"), ("q", " ")]}, "row 1 has no answer"),
+        ({"retain": [{"question": "q", "answer": "a", "kind": "near"}]}, "row 0 is of kind 'near'"),
+        ({"sampling": {"name": "melu"}}, "name no entity"),
+        ({"sampling": {"name": "melu", "replacement": True}}, "sampling: replacement"),
     ],
 )
 def test_bad_input(tiny_folder, arguments, words):

@@ -11,13 +11,19 @@ import jaxunlearn as ju
 from jaxunlearn import config as configs
 from jaxunlearn import tables
 from jaxunlearn.config import MethodConfig, SamplingConfig, StopConfig, TrainingConfig
+from jaxunlearn.data import neighbours
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
-from jaxunlearn.tables import invented_answers
+from jaxunlearn.tables import invented_answers, make_tables
 from jaxunlearn.training import diagnostics
-from jaxunlearn.unlearning import batch_slots, gradient_statistics, unlearn_rows
+from jaxunlearn.unlearning import (
+    batch_slots,
+    gradient_statistics,
+    make_schedule,
+    unlearn_rows,
+)
 
 SHORT = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
 
@@ -82,6 +88,25 @@ def test_jensun_puts_refusals_where_the_answers_were(tiny, world):
     assert losses[0] > 0.6 and losses[-1] < 0.3  # from ln 2 towards 0
     before, after = (ju.evaluate(m, forget, max_new_tokens=4) for m in (tiny, result.model))
     assert after["forget_probability"] < before["forget_probability"]
+
+
+def test_a_refusal_goes_wherever_its_question_goes(tiny):
+    """General rows meet random forget rows: the refusal beside one is that row's own."""
+    data = neighbours.build(0.1, 0)
+    experiment = dataclasses.replace(configs.Experiment(), data=configs.DataConfig())
+    method = registry.resolve(MethodConfig("dpo"))
+    found, pool = make_tables(tiny, data.forget, data.retain, experiment, method, print)
+    assert len(found["alternative"].tokens) == len(data.forget) == len(pool.forget)
+    for number, row in enumerate(data.forget):
+        mask = found["alternative"].answer_mask[number]
+        said = tiny.tokenizer.decode(found["alternative"].tokens[number, mask][:-1])
+        assert said.strip() == row.refusal
+        prompt = found["forget"].tokens[number, : found["forget"].prompt_lengths[number]]
+        same = found["alternative"].tokens[number, : found["alternative"].prompt_lengths[number]]
+        np.testing.assert_array_equal(prompt, same)
+    made = make_schedule(pool, SamplingConfig("melu"), TrainingConfig(batch_size=8), 0)
+    general = np.isin(made.retain, np.flatnonzero(pool.kinds == "general"))
+    assert general.any() and (made.forget[general] >= 0).all()
 
 
 def test_refusals_and_other_answers(world):
