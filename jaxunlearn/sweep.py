@@ -1,6 +1,7 @@
 """One config with several values of some keys: a run for each combination, and one table of all."""
 
 import itertools
+import json
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,6 +12,7 @@ from jaxunlearn import config_file, experiment
 from jaxunlearn.config import Experiment
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report
+from jaxunlearn.runs import write_text
 from jaxunlearn.training.loop import DivergedError
 
 Settings = dict[str, Any]
@@ -52,7 +54,8 @@ def run(
 ) -> tuple[dict[str, Any], list[str]]:
     """Runs them one after another; one that fails does not stop the others.
 
-    Finished runs are not run again, so the same command goes on where it was cut off.
+    Finished runs are not run again, so the same command goes on where it was cut off. The folder
+    of the runs gets `report.html` and `sweep.json`, over seeds, and `comparison.html`, run by run.
 
     Returns:
       The summary over seeds (see `over_seeds`), and a line for each run that failed.
@@ -74,6 +77,7 @@ def run(
     summary = over_seeds(folder.name, done)
     report.write_comparison(folder / "comparison.html", [one for _, one in done])
     report.write_html(folder / "report.html", summary)
+    write_text(folder / "sweep.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary, failed
 
 

@@ -2,11 +2,11 @@
 
 python experiments/melu/gradients.py CONFIG.yaml [--seeds 0,1,2] [--target FOLDER ...]
 
-For each seed the target model is taken from its run folder, `NAME` for the config's own seed and
-`NAME-SEED` for another, or is trained there. Of its gradients, before any step of unlearning, the
-table shows mean and standard deviation over the seeds, for batches of the config's size, subset,
-ratio and order. The batches of `random` hold each forget row once, those of the others may repeat
-one: what its variance is below theirs is no matter of retain rows.
+For each seed the target model is taken from its run folder in the sweep of CONFIG.yaml over seeds,
+or is trained there. Of its gradients, before any step of unlearning, the table shows mean and
+standard deviation over the seeds, for batches of the config's size, subset, ratio and order. The
+batches of `random` hold each forget row once, those of the others may repeat one: what its variance
+is below theirs is no matter of retain rows.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxunlearn import config_file
+from jaxunlearn import sweep
 from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig
 from jaxunlearn.data import formats
-from jaxunlearn.experiment import finetune, resolve
+from jaxunlearn.experiment import finetune
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.unlearning import gradient_statistics
@@ -27,14 +27,6 @@ from jaxunlearn.unlearning import gradient_statistics
 METHODS = ("grad_diff", "npo", "dpo")
 SAMPLERS = ("random", "cyclic", "melu", "cross_wired", "exposure_matched")
 COLUMNS = ("variance / cyclic's", "relative variance", "of forget", "of retain", "cosine", "norm")
-
-
-def experiment_of(path: str, seed: int) -> Experiment:
-    """The config with another seed, whose run folder has the seed in its name."""
-    experiment = config_file.load(path)
-    if seed != experiment.seed:
-        experiment = config_file.load(path, {"seed": seed, "name": f"{experiment.name}-{seed}"})
-    return resolve(experiment)
 
 
 def target_of(experiment: Experiment) -> LanguageModel:
@@ -99,8 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.target is not None and len(given.target) != len(seeds):
         parser.error(f"--target: {len(given.target)} folders for {len(seeds)} seeds; give each one")
     numbers = []
-    for place, seed in enumerate(seeds):
-        experiment = experiment_of(given.config, seed)
+    for place, (_, experiment) in enumerate(sweep.expand(given.config, {"seed": seeds}, {})):
         model = load_model(given.target[place]) if given.target else target_of(experiment)
         numbers.append(measure(model, experiment, given.batches))
     show(np.stack(numbers))

@@ -38,7 +38,7 @@ def model_card(summary: Mapping[str, Any]) -> str:
         "## Numbers",
         f"The weights in this folder are those of `{summary['primary']}`. n: rows behind a value; "
         "of model utility in TOFU's suite: the metrics it is a mean of.",
-        _table(summary["models"]),
+        _table(columns.with_training(summary)),
         *(["\n".join(notes)] if notes else []),
         "## How to load it",
         _LOAD,
@@ -77,7 +77,8 @@ def _table(models: Mapping[str, Any]) -> str:
     for key in keys:
         values = [measured(metrics, key) for metrics in models.values()]
         entries = [metrics.get(key) or {} for metrics in models.values()]
-        counts = {e["n"]: None for e, v in zip(entries, values, strict=True) if v is not None}
+        pairs = zip(entries, values, strict=True)
+        counts = dict.fromkeys(e["n"] for e, value in pairs if value is not None and e.get("n"))
         n = " / ".join(map(str, counts)) or columns.MISSING
         name = f"{key.replace('_', ' ')} {columns.arrow(key)}"
         lines.append([name, n, *(columns.format_value(key, value) for value in values)])
