@@ -40,7 +40,7 @@ def table(summary: Summary) -> "rich.table.Table":
     from rich.table import Table
     from rich.text import Text
 
-    # Within 80 columns for models with short names.
+    # Within 100 columns for models with short names.
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
     models = with_training(summary)
