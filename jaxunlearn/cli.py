@@ -178,8 +178,11 @@ def _sweep(options: argparse.Namespace) -> None:
         key, equals, values = word.partition("=")
         if not equals:
             raise UserError(f"--grid {word}: write KEY=VALUE,VALUE")
+        key = key.replace("-", "_")
+        if key in grid:
+            raise UserError(f"--grid {key}: given twice; write all its values with commas")
         numbered = dict(enumerate(values.split(",")))
-        grid[key.replace("-", "_")] = list(_parsed(numbered).values())
+        grid[key] = list(_parsed(numbered).values())
     runs = sweep.expand(options.config, grid, _parsed(options.overrides))
     summary, failed = sweep.run(runs)
     _console().print(report.table(summary))

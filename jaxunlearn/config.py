@@ -25,7 +25,8 @@ from jaxunlearn.validation import (
 
 Sampler = Literal["sequential", "random", "cyclic", "melu", "cross_wired", "exposure_matched"]
 
-_STEPS = f"a number of steps of at least 1, or one of {', '.join(map(repr, get_args(Sampler)))}"
+Steps = Annotated[int, Field(ge=1, le=1_000_000)]
+_STEPS = f"a number of steps from 1 to 1000000, or one of {', '.join(map(repr, get_args(Sampler)))}"
 
 # Keys of the data section that not every format has, and the formats that have them.
 _FILES = ("tofu", "melu", "jsonl", "csv", "parquet")
@@ -203,7 +204,7 @@ class SamplingConfig:
     """Of the pairs of an epoch: at random, as made, by entity, or from each entity in turn."""
     ratio: Count = 1
     """Retain rows beside each forget row."""
-    match_steps: Annotated[Count | Sampler, one_of(_STEPS)] | None = None
+    match_steps: Annotated[Steps | Sampler, one_of(_STEPS)] | None = None
     """As many steps as this, or as this sampler takes; default: as training.epochs gives."""
     replacement: bool = False
     """random: draw each partner from all retain rows, also from those drawn already."""
@@ -215,12 +216,14 @@ class SamplingConfig:
     """melu and its controls: what an entity without neighbours meets."""
 
     def __post_init__(self):
-        _refuse_changed(self, _SAMPLER_KEYS, "name", self.name)
+        # What means nothing to the sampler may mean something to the one whose steps are counted.
+        used = self.options_of(str(self.match_steps))
+        keys = {key: of for key, of in _SAMPLER_KEYS.items() if key not in used}
+        _refuse_changed(self, keys, "name", self.name)
 
-    @property
-    def options(self) -> dict[str, Any]:
-        """What the sampler itself is to know."""
-        return {key: getattr(self, key) for key, of in _SAMPLER_KEYS.items() if self.name in of}
+    def options_of(self, sampler: str) -> dict[str, Any]:
+        """What this sampler itself is to know."""
+        return {key: getattr(self, key) for key, of in _SAMPLER_KEYS.items() if sampler in of}
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -265,6 +268,11 @@ class EvaluationConfig:
     encoder's; default: hidden states of the model before unlearning."""
     compat: Literal["paper", "melu"] = "paper"
     """melu: ROUGE-L counts the words of the generation, not of the answer, as MELU's code does."""
+    embedder_version: str | None = None
+    """A hash of the embedder's file, filled in."""
+
+    def __post_init__(self):
+        _refuse_changed(self, dict.fromkeys(("embedder", "compat"), ("melu",)), "suite", self.suite)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -304,7 +312,11 @@ def sampling_of(experiment: Experiment, method: MethodConfig) -> SamplingConfig:
     Raises:
       UserError: it changes a key that there is not, or to a value that cannot be.
     """
-    tree = {**dataclasses.asdict(experiment.sampling), **method.sampling}
+    tree = dataclasses.asdict(experiment.sampling)
+    if method.sampling.get("name", tree["name"]) != tree["name"]:
+        # What was set for another sampler means nothing for this one.
+        tree = {key: value for key, value in tree.items() if key not in _SAMPLER_KEYS}
+    tree |= method.sampling
     return validate(SamplingConfig, tree, where=f"method {method.name}: sampling")
 
 

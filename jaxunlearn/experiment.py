@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn.config import Experiment, MethodConfig
+from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.data import formats
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import suite
@@ -16,6 +16,7 @@ from jaxunlearn.models.loading import load_model
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.stages import Stages, evaluate_model
+from jaxunlearn.user_file import file_version, user_function
 
 RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders
 
@@ -32,10 +33,18 @@ def resolve(experiment: Experiment) -> Experiment:
         raise UserError("model.path: is missing; give a model folder, or a finetune section")
     if experiment.adapter is not None and experiment.training.train_only is not None:
         raise UserError("training.train_only: cannot be combined with adapter; remove one")
+    for method in (*experiment.baselines, experiment.method):
+        sampling_of(experiment, method)
+        training_of(experiment, method)
+    embedder = experiment.evaluation.embedder
+    if embedder is not None:
+        user_function(embedder, key="evaluation.embedder")
+    version = None if embedder is None else file_version(embedder)
     return dataclasses.replace(
         experiment,
         method=registry.resolve(experiment.method),
         baselines=tuple(registry.resolve(method) for method in experiment.baselines),
+        evaluation=dataclasses.replace(experiment.evaluation, embedder_version=version),
     )
 
 
@@ -99,6 +108,13 @@ def evaluate(
     data = formats.load(experiment.data, experiment.seed)
     judge = _judge(experiment)
     with Bars() as bars:
+        asked = experiment.evaluation
+        if asked.suite == "melu" and asked.embedder is None and experiment.finetune is not None:
+            bars.say(
+                "similarity is judged by "
+                f"{'the start model' if judge is not None else 'the model itself'}, not by the "
+                "fine-tuned target as in a run: it and what is made of it differ a little"
+            )
         evaluation = evaluate_model("model", model, data, experiment, bars, judge)
         if retrained is not None and evaluation.forget_ratios:
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)

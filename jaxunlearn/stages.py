@@ -68,15 +68,20 @@ class Stages:
         if settings.evaluation.embedder is not None:
             texts = [row.answer for row in self.data.forget[:2]]
             embed.load(settings.evaluation.embedder)(texts)
+        usable = set()
+        for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
+            found = encode_rows(self.base, rows, settings, self.limit, name, self._note)
+            usable |= {rows[i] for i in found.kept}
         for method in (*settings.baselines, settings.method):
             check_method(self.base, method)
             for part in self.requests or [self.data]:
-                check_rows(method, part.forget, part.retain, settings)
+                parts = (
+                    [row for row in rows if row in usable] for rows in (part.forget, part.retain)
+                )
+                check_rows(method, *parts, settings)
             training = configs.training_of(settings, method)
             split_params(self.base, training.train_only, settings.adapter, settings.seed)
             optimizers.resolve_options(training.optimizer, training.optimizer_options)
-        for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
-            encode_rows(self.base, rows, settings, self.limit, name, self._note)
         if settings.finetune is not None:
             split_params(self.base, settings.finetune.train_only, None, settings.seed)
         if settings.model.retrained is not None:

@@ -72,8 +72,20 @@ def unlearn_rows(
         pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
     schedule = make_schedule(pool, pairing, training, experiment.seed)
     indices = _indices(schedule)
-    if on_schedule is not None:
-        on_schedule(sampling.describe(pool, schedule))
+    shown = len(schedule.forget)
+
+    def count(done: int, total: int, log: list[dict[str, float]]) -> None:
+        nonlocal shown
+        shown = done
+        if on_steps is not None:
+            on_steps(done, total, log)
+
+    def describe() -> None:
+        if on_schedule is not None:
+            part = sampling.Schedule(schedule.forget[:shown], schedule.retain[:shown])
+            on_schedule(sampling.describe(pool, part))
+
+    describe()
 
     def trained(
         objective: registry.Objective, hyper: Mapping[str, float], **options: Any
@@ -90,13 +102,14 @@ def unlearn_rows(
             **options,
         )
 
-    options: dict[str, Any] = {"checkpoints": checkpoints, "on_steps": on_steps}
+    options: dict[str, Any] = {"checkpoints": checkpoints, "on_steps": count}
     if experiment.stop is not None:
         options["watch"] = _watch(model, retain, experiment, utility, say)
     if objective.needs("reinforced_logits"):
         place = checkpoints and checkpoints.parent / "reinforced" / checkpoints.name
         options["reinforced"] = trained(registry.REINFORCE, {}, checkpoints=place)
     result = trained(objective, hyper, **options)
+    describe()  # again: `stop` may have ended it early
     if chosen.finish is None:
         return result
     numbers = {name: hyper[name] for name in registry.keywords(chosen.finish)}
@@ -170,13 +183,18 @@ def make_schedule(
       UserError: the rows do not have what the sampler or the subset asks for.
     """
     shared = {"seed": seed, "ratio": config.ratio, "subset": config.subset}
-    whole = {**shared, "order": config.order, **config.options}
-    pairs = sampling.steps_of(config.name, pool, epochs=1, batch_size=1, **whole)
-    sizes = {"epochs": training.epochs, "batch_size": batch_slots(training, pairs)}
+    whole = {**shared, "order": config.order, **config.options_of(config.name)}
+
+    def sizes(name: str, options: Mapping[str, Any]) -> dict[str, int]:
+        pairs = sampling.steps_of(name, pool, epochs=1, batch_size=1, **options)
+        return {"epochs": training.epochs, "batch_size": batch_slots(training, pairs)}
+
     steps = config.match_steps
     if isinstance(steps, str):
-        steps = sampling.steps_of(steps, pool, **sizes, **shared)
-    return sampling.schedule(config.name, pool, **sizes, steps=steps, **whole)
+        theirs = {**shared, **config.options_of(steps)}
+        steps = sampling.steps_of(steps, pool, **sizes(steps, theirs), **theirs)
+    own_sizes = sizes(config.name, whole)
+    return sampling.schedule(config.name, pool, **own_sizes, steps=steps, **whole)
 
 
 def _indices(schedule: sampling.Schedule) -> dict[str, np.ndarray]:
@@ -257,6 +275,12 @@ def check_rows(
         refusals(forget, experiment.seed)
     training, pairing = training_of(experiment, method), sampling_of(experiment, method)
     if "retain" in registry.objective(method)[0].groups:
+        if not retain:
+            about = ", ".join(list(dict.fromkeys(row.entity for row in forget if row.entity))[:3])
+            raise UserError(
+                f"method {method.name}: no retain row is left for the request about {about}: there "
+                "are neither general rows nor neighbours of it; add some, or raise requests.size"
+            )
         make_schedule(pool_of(forget, retain), pairing, training, experiment.seed)
 
 

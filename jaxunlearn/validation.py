@@ -66,7 +66,7 @@ def _explain(schema: type, fault: Mapping[str, Any]) -> str:
         return f"{key}: expected a section of keys, found {kind_of(fault['input'])}"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
-        return f"{key}: {message}"
+        return f"{key}: {message}" if location else message
     return f"{key}: {message[0].lower()}{message[1:]}, found {fault['input']!r}"
 
 

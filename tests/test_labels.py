@@ -2,7 +2,7 @@
 
 import pytest
 
-from jaxunlearn.config import Experiment, MethodConfig
+from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig, sampling_of
 from jaxunlearn.config_file import load
 from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import labels, resolve
@@ -41,3 +41,14 @@ def test_a_label_given_twice_is_refused_before_anything_loads():
         names(("wga", "x"), "npo", ("npo", "x"))
     with pytest.raises(UserError, match="label 'target' is reserved"):
         resolve(load(None, {"method.label": "target"}))
+
+
+def test_another_sampler_forgets_the_first_ones_options():
+    sampling = SamplingConfig("melu", general="per_epoch", ratio=2)
+    experiment = Experiment(sampling=sampling)
+    own = sampling_of(experiment, MethodConfig("npo", sampling={"name": "random"}))
+    assert (own.name, own.general, own.ratio) == ("random", "static", 2)
+    same = sampling_of(experiment, MethodConfig("npo", sampling={"ratio": 3}))
+    assert (same.name, same.general, same.ratio) == ("melu", "per_epoch", 3)
+    with pytest.raises(UserError, match="nme"):
+        resolve(load(None, {"method.sampling": {"nme": "melu"}}))

@@ -13,6 +13,7 @@ from jaxunlearn import tables
 from jaxunlearn.config import MethodConfig, SamplingConfig, StopConfig, TrainingConfig
 from jaxunlearn.data import neighbours
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
+from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
@@ -107,6 +108,33 @@ def test_a_refusal_goes_wherever_its_question_goes(tiny):
     made = make_schedule(pool, SamplingConfig("melu"), TrainingConfig(batch_size=8), 0)
     general = np.isin(made.retain, np.flatnonzero(pool.kinds == "general"))
     assert general.any() and (made.forget[general] >= 0).all()
+
+
+def test_matched_steps_are_those_of_the_other_sampler_alone():
+    """Also where a batch holds more than the forget rows, which are all the pairs of `random`."""
+    data = neighbours.build(0.1, 0)
+    pool = pool_of(data.forget, data.retain)
+    for batch_size in (8, 32, 64):
+        training = TrainingConfig(epochs=4, batch_size=batch_size)
+        for other in ("cyclic", "melu"):
+            alone = make_schedule(pool, SamplingConfig(other), training, 0)
+            matched = make_schedule(pool, SamplingConfig(match_steps=other), training, 0)
+            assert len(matched.forget) == len(alone.forget)
+
+
+def test_what_a_stopped_training_showed(tiny, world):
+    """Three looks of two steps; the bound is crossed at the first."""
+    stop = StopConfig(above=0.0, every=2)
+    experiment = dataclasses.replace(
+        configs.Experiment(), stop=stop, training=TrainingConfig(epochs=3, batch_size=4)
+    )
+    told = []
+    unlearn_rows(
+        tiny, world.forget[:8], world.retain[:8], experiment,
+        registry.resolve(MethodConfig("npo")), on_schedule=told.append, say=lambda text: None,
+    )  # fmt: skip
+    assert [one["steps"] for one in told] == [6, 2]
+    assert told[1]["forget_exposures"] == {"min": 1, "mean": 1.0, "max": 1}
 
 
 def test_refusals_and_other_answers(world):

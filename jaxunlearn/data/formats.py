@@ -43,7 +43,8 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
         raise UserError(f"data.columns.{unknown[0]}: no such field; map one of {allowed}")
     data = {"tofu": tofu.load, "melu": melu.load}.get(config.format, _load_plain)(config)
     kept = (*data.retain, *data.background)
-    _refuse_overlap(data.forget, kept)
+    _refuse_overlap(data.forget, kept, "a row to keep")
+    _refuse_overlap(data.background, data.retain, "a retain row, so that it is not held aside")
     names = (melu.COLUMNS if config.format == "melu" else {}) | config.columns
     _refuse_strange_neighbours(data.forget, kept, names.get("entity", "entity"))
     _refuse_unused_columns(config.columns, data)
@@ -80,13 +81,13 @@ def _load_plain(config: DataConfig) -> UnlearningData:
     return UnlearningData(forget, retain, evaluation)
 
 
-def _refuse_overlap(forget: Iterable[Row], kept: Iterable[Row]) -> None:
-    sources = {row.key: row.source for row in kept}
-    for row in forget:
+def _refuse_overlap(rows: Iterable[Row], others: Iterable[Row], what: str) -> None:
+    sources = {row.key: row.source for row in others}
+    for row in rows:
         if row.key in sources:
             raise UserError(
-                f"{row.source}: this forget row is also a row to keep ({sources[row.key]});"
-                " remove it from one of them"
+                f"{row.source}: this {row.kind} row is also {what} ({sources[row.key]}); remove it "
+                "from one of them"
             )
 
 

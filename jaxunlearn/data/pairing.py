@@ -182,7 +182,8 @@ def cross_wired(
     if len(set(pool.forget.tolist())) == 1:
         raise UserError(
             "sampling cross_wired: all forget rows are about one entity, so there is no next one "
-            "whose neighbours they could meet; use melu, or forget more entities"
+            "whose neighbours they could meet; use melu, or forget more entities at once (with "
+            "requests, that is requests.size)"
         )
     return _modular(pool, 1, (seed, epoch, ratio), general, general_weight, on_missing)
 

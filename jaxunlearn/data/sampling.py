@@ -140,7 +140,7 @@ def describe(pool: Pool, schedule: Schedule) -> dict[str, Any]:
       steps; pairs (a forget row with its partners); forget_rows; exposures of the forget rows and
       of the retain rows, as min, mean and max over all rows of the pool, with the number of retain
       rows never seen; and same_entity_rate, the share of meetings with a neighbour of the forget
-      row's own entity among those with any neighbour (None: there are none).
+      row's own entity among those with any neighbour, of which there are neighbours_met (None: 0).
     """
     seen = np.bincount(schedule.retain[schedule.retain != EMPTY], minlength=len(pool.retain))
     shown = np.bincount(schedule.forget[schedule.forget != EMPTY], minlength=len(pool.forget))
@@ -155,6 +155,7 @@ def describe(pool: Pool, schedule: Schedule) -> dict[str, Any]:
         "forget_exposures": _spread(shown),
         "retain_exposures": _spread(seen),
         "retain_never_seen": int((seen == 0).sum()),
+        "neighbours_met": int(near.sum()),
         "same_entity_rate": float(same.mean()) if near.any() else None,
     }
 
@@ -166,13 +167,13 @@ def together(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
       parts: from `describe`, at least one.
 
     Returns:
-      Steps, pairs, forget_rows, forget_exposures and same_entity_rate, as `describe` has them; the
-      rate is a mean over the schedules, weighted by their pairs.
+      Steps, pairs, forget_rows, forget_exposures, neighbours_met and same_entity_rate, as
+      `describe` has them.
     """
     rows, pairs = ([part[key] for part in parts] for key in ("forget_rows", "pairs"))
     shown = [part["forget_exposures"] for part in parts]
-    near = [part for part in parts if part["same_entity_rate"] is not None]
-    same = sum(part["same_entity_rate"] * part["pairs"] for part in near)
+    met = sum(part["neighbours_met"] for part in parts)
+    same = sum((part["same_entity_rate"] or 0.0) * part["neighbours_met"] for part in parts)
     return {
         "steps": sum(part["steps"] for part in parts),
         "pairs": sum(pairs),
@@ -182,7 +183,8 @@ def together(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "mean": float(np.average([one["mean"] for one in shown], weights=rows)),
             "max": max(one["max"] for one in shown),
         },
-        "same_entity_rate": same / sum(part["pairs"] for part in near) if near else None,
+        "neighbours_met": met,
+        "same_entity_rate": same / met if met else None,
     }
 
 

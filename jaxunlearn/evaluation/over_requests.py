@@ -22,15 +22,17 @@ def history(
       evaluations: R + 1; the first is the target's.
 
     Returns:
-      Plain data: requests (R names), rows (of each request), model_utility [R + 1], and of each
-      measure of `Evaluation.forget_rows` a list [R + 1] of lists [R]: its mean over the rows of
-      each request; None where no row was measured.
+      Plain data: requests (R names), evaluated_rows (of each request), model_utility [R + 1], and
+      of each measure of `Evaluation.forget_rows` a list [R + 1] of lists [R]: its mean over the
+      rows of each request; None where no row was measured.
     """
-    place = {row.key: number for number, part in enumerate(requests) for row in part.forget}
-    of_row = np.array([place.get(row.key, -1) for row in rows])
+    place = {
+        (row.key, row.entity): number for number, part in enumerate(requests) for row in part.forget
+    }
+    of_row = np.array([place.get((row.key, row.entity), -1) for row in rows])
     found: dict[str, Any] = {
         "requests": [part.name for part in requests],
-        "rows": [int((of_row == number).sum()) for number in range(len(requests))],
+        "evaluated_rows": [int((of_row == number).sum()) for number in range(len(requests))],
         "model_utility": [one.metrics["model_utility"]["value"] for one in evaluations],
     }
     for measure in evaluations[0].forget_rows:

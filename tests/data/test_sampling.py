@@ -395,6 +395,7 @@ def test_description_of_eight_rows():
         "forget_exposures": {"min": 4, "mean": 16 / 3, "max": 6},
         "retain_exposures": {"min": 2, "mean": 2.0, "max": 2},
         "retain_never_seen": 0,
+        "neighbours_met": 12,
         "same_entity_rate": 5 / 6,
     }
     # (0,0 1) (1,2 3) (2,4 5), and 0 - 0, 1 - 3 and 2 - 5 agree.
@@ -405,6 +406,7 @@ def test_description_of_eight_rows():
         "forget_exposures": {"min": 1, "mean": 1.0, "max": 1},
         "retain_exposures": {"min": 0, "mean": 6 / 8, "max": 1},
         "retain_never_seen": 2,
+        "neighbours_met": 5,
         "same_entity_rate": 3 / 5,
     }
 
@@ -458,16 +460,17 @@ def test_names_of_subsets_and_orders():
 
 
 def test_schedules_after_one_another_by_hand():
-    def part(steps, rows, low, mean, high, rate):
+    def part(steps, rows, low, mean, high, met, rate):
         exposures = {"min": low, "mean": mean, "max": high}
         pairs = round(mean * rows)
         return {
             "steps": steps, "pairs": pairs, "forget_rows": rows, "forget_exposures": exposures,
-            "same_entity_rate": rate,
+            "neighbours_met": met, "same_entity_rate": rate,
         }  # fmt: skip
 
-    first, second = part(10, 4, 2, 2.5, 3, 1.0), part(5, 2, 1, 5.0, 9, 0.5)
+    first, second = part(10, 4, 2, 2.5, 3, 9, 1.0), part(5, 2, 1, 5.0, 9, 3, 1 / 3)
+    nobody = part(5, 2, 1, 5.0, 9, 0, None)
     assert sampling.together([first]) == first
-    assert sampling.together([first, second]) == part(15, 6, 1, 20 / 6, 9, 0.75)
-    assert sampling.together([part(5, 2, 1, 5.0, 9, None)])["same_entity_rate"] is None
-    assert sampling.together([first, part(5, 2, 1, 5.0, 9, None)])["same_entity_rate"] == 1.0
+    assert sampling.together([first, second]) == part(15, 6, 1, 20 / 6, 9, 12, 10 / 12)
+    assert sampling.together([nobody]) == nobody
+    assert sampling.together([first, nobody])["same_entity_rate"] == 1.0

@@ -22,7 +22,7 @@ def test_history_and_lines_by_hand():
         evaluated(None, [0.3, None, 0.1, 0.5]),
     ]
     history = over_requests.history(parts, ROWS, evaluations)
-    assert history["requests"] == ["first", "second"] and history["rows"] == [2, 1]
+    assert history["requests"] == ["first", "second"] and history["evaluated_rows"] == [2, 1]
     assert history["model_utility"] == [0.9, 0.8, None]
     assert history["probability"] == [[0.9, 0.6], [0.2, 0.5], [0.2, None]]
     lines = over_requests.lines({"npo": history})
