@@ -101,6 +101,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     sub.add_argument("--output", default="comparison.html", metavar="FILE")
 
+    sub = command("attack", _attack, "try to bring back what a finished run forgot")
+    sub.add_argument("run", metavar="RUN", help="run folder")
+    sub.add_argument("--steps", type=int, metavar="N", help="of relearning; default: one epoch")
+    sub.add_argument("--rows", type=int, metavar="K", help="to relearn; default: all forget rows")
+    rate_help = "default: that of the run's finetune section, else 2e-5"
+    sub.add_argument("--learning-rate", type=float, metavar="X", help=rate_help)
+    sub.add_argument("--samples", type=int, default=8, metavar="N", help="per question; default 8")
+    sub.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="may be repeated; default: all"
+    )
+
     command("methods", _methods, "list methods, their hyper-parameters and sources")
     command("samplers", _samplers, "list samplers")
     command("families", _families, "list model families by the model_type of config.json")
@@ -317,6 +328,26 @@ def _report(options: argparse.Namespace) -> None:
             raise UserError(f"{path}: is not the summary of a run; run it again")
     report.write_comparison(options.output, summaries)
     print(f"report: {options.output}")
+
+
+def _attack(options: argparse.Namespace) -> None:
+    from jaxunlearn import attacks
+    from jaxunlearn.evaluation import robustness
+
+    result = attacks.run(
+        options.run,
+        attacks.Options(
+            options.steps,
+            options.rows,
+            options.learning_rate,
+            options.samples,
+            tuple(dict.fromkeys(options.only)),
+        ),
+    )
+    _console().print(robustness.table(result))
+    print("\n".join(robustness.verdicts(result)))
+    folder = Path(options.run)
+    print(f"report:  {folder / 'attacks.html'}\nnumbers: {folder / 'attacks.json'}")
 
 
 def _methods(options: argparse.Namespace) -> None:
