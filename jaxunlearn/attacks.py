@@ -128,7 +128,7 @@ def run(folder: str | Path, options: Options = Options()) -> dict[str, Any]:
         "settings": settings,
         "before": start,
         **found,
-        "aggregates": robustness.aggregates(found, len(data.forget)),
+        "aggregates": robustness.aggregates(found),
     }
     robustness.write_page(folder / "attacks.html", result, config_file.dump(experiment))
     text = json.dumps(result, indent=2, ensure_ascii=False) + "\n"

@@ -1,7 +1,7 @@
 """What attacks on an unlearned model found: the published aggregates, a table and a page."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +34,7 @@ def relearning_robustness(unlearned: Sequence[float], retrained: Sequence[float]
 
     Reference: OpenUnlearning, arXiv 2506.12618, equation 2.
 
-    >>> relearning_robustness((0.1, 0.5), (0.1, 0.3))
+    >>> relearning_robustness((0.25, 0.75), (0.25, 0.5))
     0.5
     """
     ours, theirs = unlearned[1] - unlearned[0], retrained[1] - retrained[0]
@@ -57,12 +57,13 @@ def quantisation_robustness(before: float, after: float) -> float:
     return 1.0 if after <= before else before / after
 
 
-def aggregates(found: Mapping[str, Any], rows: int) -> dict[str, dict[str, Entry]]:
+def aggregates(found: Mapping[str, Any]) -> dict[str, dict[str, Entry]]:
     """R after the last step, Q with NF4, and HM, their harmonic mean, of probability and of rouge.
+
+    The probability is the one to read: ROUGE-L is often 0 before, where one word turns Q to 0.
 
     Args:
       found: attack to model to what was measured.
-      rows: forget rows.
 
     Returns:
       Metric to {"R", "Q", "HM"} as entries; value None where an attack or a model is missing.
@@ -70,22 +71,21 @@ def aggregates(found: Mapping[str, Any], rows: int) -> dict[str, dict[str, Entry
     Reference: OpenUnlearning, arXiv 2506.12618, equations 2 to 4, which are there for judging
     metrics by many models; these are of one model.
     """
-    curves = found.get("relearning", {})
-    formats_ = {one["name"]: one for one in found.get("quantisation", {}).get("unlearned", [])}
-    table = {}
+    ends = [
+        found["relearning"][label][at]
+        for label in ("unlearned", "retrained")
+        for at in (0, -1)
+        if label in found.get("relearning", {})
+    ]
+    by_format = {one["name"]: one for one in found.get("quantisation", {}).get("unlearned", [])}
+    pair = [by_format[name] for name in ("none", "nf4") if name in by_format]
+    both = {}
     for metric in ("probability", "rouge"):
-        r = q = math.nan
-        ends = {
-            label: [curve[at][metric]["value"] for at in (0, -1)] for label, curve in curves.items()
-        }
-        if len(ends) == 2 and None not in (*ends["unlearned"], *ends["retrained"]):
-            r = relearning_robustness(ends["unlearned"], ends["retrained"])
-        pair = [formats_[name][metric]["value"] for name in ("none", "nf4") if name in formats_]
-        if pair and None not in pair:
-            q = quantisation_robustness(*pair)
-        both = float(harmonic_mean(np.array([r, q])))
-        table[metric] = {name: entry(x, rows) for name, x in (("R", r), ("Q", q), ("HM", both))}
-    return table
+        r = _entry(metric, ends, 4, lambda v: relearning_robustness(v[:2], v[2:]))
+        q = _entry(metric, pair, 2, lambda v: quantisation_robustness(*v))
+        mean = float(harmonic_mean(np.array([r["value"], q["value"]], np.float64)))
+        both[metric] = {"R": r, "Q": q, "HM": entry(mean, min(r["n"], q["n"]))}
+    return both
 
 
 def table(result: Mapping[str, Any]) -> "rich.table.Table":
@@ -134,9 +134,9 @@ def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
     curves = []
     for attack, name, label, one in _lines(result):
         row = f"{label}, {attack}: {name}"
-        models[row] = numbers = _numbers(one)
+        models[row] = _numbers(one)
         if "step" in one:
-            values = {key: number["value"] for key, number in numbers.items()}
+            values = {k: v["value"] for k, v in one.items() if k not in ("name", "step")}
             curves.append({"model": f"{label}, {attack}", "step": one["step"], **values})
     summary = {
         "name": f"{result['name']} under attack",
@@ -150,6 +150,19 @@ def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
         "config": config,
     }
     report.write_html(path, summary, curves)
+
+
+def _entry(
+    metric: str,
+    measured: Sequence[Measured],
+    needed: int,
+    formula: Callable[[list[float]], float],
+) -> Entry:
+    """A formula of some measured values; None of no rows if not all of them are there."""
+    values = [one[metric]["value"] for one in measured]
+    if len(values) < needed or None in values:
+        return entry(math.nan, 0)
+    return entry(formula(values), min(one[metric]["n"] for one in measured))
 
 
 def _numbers(one: Measured) -> dict[str, Entry]:
