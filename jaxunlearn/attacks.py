@@ -362,7 +362,8 @@ def _answers(case: Case, prompts: Sequence[list[int]], chosen: Sampling, seed: i
 
 
 def _retrained(folder: Path, experiment: Experiment, bars: Bars) -> LanguageModel | None:
-    """The run's retrained model, from its checkpoint; None if it has none."""
+    """The run's retrained model: from its checkpoint, or trained again if that is gone; None if the
+    run has none."""
     with tempfile.TemporaryDirectory() as place:
         # A finished run is left as it is: its stages work in a folder of their own.
         moved = dataclasses.replace(experiment, output=place, name="attack")
