@@ -114,6 +114,7 @@ def evaluate(
     forget: Rows,
     retain: Rows = (),
     *,
+    holdout: Rows = (),
     retrained: LanguageModel | None = None,
     template: str = DataConfig().template,
     **settings: Any,
@@ -124,13 +125,18 @@ def evaluate(
       model: with a tokenizer.
       forget: rows it should not know; see `unlearn`.
       retain: rows it should know.
-      retrained: a model that never saw the forget rows; gives `forget_quality` in TOFU's suite.
+      holdout: rows like the forget rows that no model has seen; gives the `privacy_` numbers.
+      retrained: a model that never saw the forget rows; gives `forget_quality` in TOFU's suite,
+        and with a holdout `priv_leak`.
       template: prompt for tokenizers without a chat template.
       **settings: keys of the config's evaluation section, such as max_new_tokens=50.
     """
     sets = {"forget": EvalSet("forget", read_rows(forget, "forget"))}
     if kept := read_rows(retain, "retain"):
         sets["retain"] = EvalSet("retain", kept)
+    if unseen := read_rows(holdout, "holdout"):
+        formats.refuse_seen(unseen, sets["forget"].rows, kept)
+        sets["holdout"] = EvalSet("holdout", unseen)
     options = configs.validate(configs.EvaluationConfig, settings, where="evaluate")
 
     def score(one: LanguageModel) -> suite.Evaluation:
@@ -140,9 +146,8 @@ def evaluate(
         )
 
     evaluation = score(model)
-    if retrained is not None and evaluation.forget_ratios:
-        quality = suite.forget_quality(evaluation, score(retrained))
-        evaluation.metrics["forget_quality"] = quality
+    if retrained is not None and evaluation.comparable:
+        evaluation.metrics.update(suite.against_retrained(evaluation, score(retrained)))
     return {name: entry["value"] for name, entry in evaluation.metrics.items()}
 
 

@@ -32,12 +32,15 @@ _STEPS = f"a number of steps from 1 to 1000000, or one of {', '.join(map(repr, g
 _FILES = ("tofu", "melu", "jsonl", "csv", "parquet")
 _DATA_KEYS = {
     **dict.fromkeys(("path", "forget", "retain", "columns"), _FILES),
+    "holdout": ("tofu", "jsonl", "csv", "parquet"),
     "test": ("melu",),
     **dict.fromkeys(("authors", "neighbours"), ("tofu",)),
-    **dict.fromkeys(("world", "people", "forget_people", "scale"), ("synthetic",)),
+    **dict.fromkeys(
+        ("world", "people", "forget_people", "holdout_people", "scale"), ("synthetic",)
+    ),
 }
 _WORLD_KEYS = {
-    **dict.fromkeys(("people", "forget_people"), ("people",)),
+    **dict.fromkeys(("people", "forget_people", "holdout_people"), ("people",)),
     "scale": ("neighbours",),
 }
 _SAMPLER_KEYS = {
@@ -86,6 +89,9 @@ class DataConfig:
     forget: str | None = None
     """TOFU split (`forget01`) or a file."""
     retain: str | None = None
+    holdout: str | None = None
+    """TOFU split or a file of rows like the forget rows that no model was trained on; what
+    membership inference compares those to. Default: none, and no membership inference."""
     test: str | None = None
     """MELU only: file of neighbours and general rows that are learned and evaluated, but are
     in no retain set."""
@@ -105,6 +111,8 @@ class DataConfig:
     """World of people: how many of them."""
     forget_people: Count = 4
     """World of people: how many of them are forgotten."""
+    holdout_people: Annotated[int, Field(ge=0)] = 0
+    """World of people: how many further ones no model learns; their rows are the holdout."""
     scale: Positive = 0.2
     """World of neighbours: its size; 1 is that of MELU's data (20 forget entities, 2637 rows)."""
 

@@ -104,7 +104,7 @@ def finetune(experiment: Experiment) -> list[Path]:
 def evaluate(
     model: LanguageModel, experiment: Experiment, retrained: LanguageModel | None = None
 ) -> Evaluation:
-    """Evaluates a model on the config's data; with a retrained model also its forget quality."""
+    """Evaluates a model on the config's data; with a retrained model also against that."""
     data = formats.load(experiment.data, experiment.seed)
     judge = _judge(experiment)
     with Bars() as bars:
@@ -116,9 +116,9 @@ def evaluate(
                 "fine-tuned target as in a run: it and what is made of it differ a little"
             )
         evaluation = evaluate_model("model", model, data, experiment, bars, judge)
-        if retrained is not None and evaluation.forget_ratios:
+        if retrained is not None and evaluation.comparable:
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)
-            evaluation.metrics["forget_quality"] = suite.forget_quality(evaluation, reference)
+            evaluation.metrics.update(suite.against_retrained(evaluation, reference))
     return evaluation
 
 

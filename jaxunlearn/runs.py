@@ -77,6 +77,9 @@ class RunFolder:
         """Records versions, devices, the start model's folder and data fingerprints."""
         import jax
 
+        parts = {"forget": data.forget, "retain": data.retain}
+        if "holdout" in data.evaluation:
+            parts["holdout"] = data.evaluation["holdout"].rows
         versions = {name: _version(name) for name in _PACKAGES}
         environment = {
             **versions,
@@ -86,8 +89,8 @@ class RunFolder:
             # The folder of a Hub model ends in the commit that was used.
             **({} if model is None else {"model": str(model)}),
             "data": {
-                "forget": f"{len(data.forget)} rows, sha256 {_fingerprint(data.forget)}",
-                "retain": f"{len(data.retain)} rows, sha256 {_fingerprint(data.retain)}",
+                name: f"{len(rows)} rows, sha256 {_fingerprint(rows)}"
+                for name, rows in parts.items()
             },
         }
         self.write_json("environment.json", environment)

@@ -190,11 +190,10 @@ class Stages:
         sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
         models = {}
         for label, evaluation in evaluations.items():
-            metrics = dict(evaluation.metrics)
-            if "retrained" in evaluations and evaluation.forget_ratios:
-                quality = suite.forget_quality(evaluation, evaluations["retrained"])
-                metrics = {"forget_quality": quality, **metrics}
-            models[label] = metrics
+            compared = {}
+            if "retrained" in evaluations:
+                compared = suite.against_retrained(evaluation, evaluations["retrained"])
+            models[label] = {**compared, **evaluation.metrics}
         summary = {
             "name": self.experiment.name,
             "primary": list(evaluations)[-1],
@@ -348,7 +347,7 @@ def _samples(sets: dict[str, EvalSet], evaluations: dict[str, Evaluation]) -> li
     """Rows with what each model answers, for the report."""
     samples = []
     for name, chosen in sets.items():
-        if chosen.role == "general":
+        if chosen.role in ("general", "holdout"):
             continue
         step = max(1, len(chosen.rows) // SAMPLES)
         for place in range(0, len(chosen.rows), step)[:SAMPLES]:

@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from jaxunlearn.data import melu, neighbours, synthetic, tofu
 from jaxunlearn.data.records import (
     FIELDS,
     FORGET_KINDS,
+    HOLDOUT_KINDS,
     RETAIN_KINDS,
     locate,
     read_rows,
@@ -30,13 +32,13 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
 
     Raises:
       UserError: for a missing file or split (lists what there is), a bad row (file and line), an
-        empty set, a forget row that is also in the retain set (names both), and a neighbour of an
-        entity that no forget row is about.
+        empty set, a row that is in two of the forget, retain and holdout sets (names both), and a
+        neighbour of an entity that no forget row is about.
     """
     if config.format == "synthetic":
         if config.world == "neighbours":
             return neighbours.build(config.scale, seed)
-        return synthetic.build(config.people, config.forget_people, seed)
+        return synthetic.build(config.people, config.forget_people, seed, config.holdout_people)
     unknown = [key for key in config.columns if key not in FIELDS]
     if unknown:
         allowed = ", ".join(FIELDS)
@@ -48,7 +50,7 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
     names = (melu.COLUMNS if config.format == "melu" else {}) | config.columns
     _refuse_strange_neighbours(data.forget, kept, names.get("entity", "entity"))
     _refuse_unused_columns(config.columns, data)
-    return data
+    return data if config.holdout is None else _with_holdout(data, config)
 
 
 def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[Row, ...]:
@@ -79,6 +81,35 @@ def _load_plain(config: DataConfig) -> UnlearningData:
     )
     evaluation = {"forget": EvalSet("forget", forget), "retain": EvalSet("retain", retain)}
     return UnlearningData(forget, retain, evaluation)
+
+
+def refuse_seen(holdout: Iterable[Row], forget: Iterable[Row], retain: Iterable[Row]) -> None:
+    """Refuses a holdout that a model may have been trained on.
+
+    Raises:
+      UserError: a holdout row that is also a forget or a retain row; names both.
+    """
+    seen = {row.key: ("retain", row.source) for row in retain}
+    seen |= {row.key: ("forget", row.source) for row in forget}
+    for row in holdout:
+        if row.key in seen:
+            part, source = seen[row.key]
+            raise UserError(
+                f"{row.source}: this holdout row is also a {part} row ({source}); no model may"
+                " have seen a holdout row, so remove it from one of them"
+            )
+
+
+def _with_holdout(data: UnlearningData, config: DataConfig) -> UnlearningData:
+    """The data with the evaluation set `holdout`, from a file in the format of the others."""
+    tofu_file = config.format == "tofu"
+    kind = "jsonl" if tofu_file else config.format
+    path = locate(config, config.holdout, (".json", ".jsonl") if tofu_file else (f".{kind}",))
+    make = partial(to_row, columns=config.columns, kinds=HOLDOUT_KINDS)
+    rows = read_rows(path, kind, make)
+    refuse_seen(rows, data.forget, (*data.retain, *data.background))
+    evaluation = data.evaluation | {"holdout": EvalSet("holdout", rows)}
+    return replace(data, evaluation=evaluation)
 
 
 def _refuse_overlap(rows: Iterable[Row], others: Iterable[Row], what: str) -> None:

@@ -41,6 +41,9 @@ RETAIN_KINDS: dict[str, Kind] = {
 }
 """The same of retain rows; entity and domain are MELU's words."""
 
+HOLDOUT_KINDS: dict[str, Kind] = {"general": "general", "forget": "general"}
+"""The same of a holdout row, which may have been cut out of a file of forget rows."""
+
 _ALIASES = {"perturbed_answers": "perturbed_answer"}  # TOFU's name
 _SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 _Record = Mapping[str, Any]  # column -> value

@@ -37,8 +37,9 @@ class Row:
 class EvalSet:
     """Rows that are evaluated together."""
 
-    role: Literal["forget", "retain", "general"]
-    """general: facts that are neither in the forget nor in the retain set."""
+    role: Literal["forget", "retain", "general", "holdout"]
+    """general: facts that are neither in the forget nor in the retain set; holdout: rows like the
+    forget rows that no model was trained on, which only membership inference uses."""
     rows: tuple[Row, ...]
 
 

@@ -42,13 +42,15 @@ _CREATURES = (
 )
 
 
-def build(people: int, forget_people: int, seed: int) -> UnlearningData:
+def build(people: int, forget_people: int, seed: int, holdout_people: int = 0) -> UnlearningData:
     """Makes the world; the last `forget_people` people are the forget set.
 
     Args:
       people: how many, with one row per person and attribute.
       forget_people: how many of them are to be forgotten; fewer than `people`.
       seed: another seed, another world.
+      holdout_people: further people, only in the evaluation set `holdout`; another number of
+        them, another world.
 
     Returns:
       Rows with a paraphrase and perturbed answers (entity = name), and two sets of general facts,
@@ -58,19 +60,23 @@ def build(people: int, forget_people: int, seed: int) -> UnlearningData:
       UserError: when there are not that many different values.
     """
     most = min(attribute.size for attribute in (*PERSON, NAME)) // (1 + PERTURBED)
-    if people > most:
-        raise UserError(f"data.people: at most {most}, got {people}")
-    names = NAME.values(people, random.Random(f"{seed}/names"))
+    everyone = people + holdout_people
+    if everyone > most:
+        more = f" and {holdout_people} in data.holdout_people" if holdout_people else ""
+        raise UserError(f"data.people: at most {most}, got {people}{more}")
+    names = NAME.values(everyone, random.Random(f"{seed}/names"))
     rows = _rows_about(names, PERSON, f"{seed}/people", PERTURBED)
-    border = (people - forget_people) * len(PERSON)
-    retain = rows[:border]
-    forget = tuple(replace(row, kind="forget") for row in rows[border:])
+    kept, learned = (count * len(PERSON) for count in (people - forget_people, people))
+    retain, holdout = rows[:kept], rows[learned:]
+    forget = tuple(replace(row, kind="forget") for row in rows[kept:learned])
     evaluation = {"forget": EvalSet("forget", forget), "retain": EvalSet("retain", thin(retain))}
     for name, attributes in (("landmarks", _LANDMARKS), ("creatures", _CREATURES)):
         rng = random.Random(f"{seed}/{name}")
         subjects = rng.sample(INVENTED, FACTS // len(attributes))
         facts = _rows_about(subjects, attributes, f"{seed}/{name}", _FACT_PERTURBED)
         evaluation[name] = EvalSet("general", facts)
+    if holdout:
+        evaluation["holdout"] = EvalSet("holdout", holdout)
     background = tuple(
         row for part in evaluation.values() if part.role == "general" for row in part.rows
     )

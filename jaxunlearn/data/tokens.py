@@ -186,7 +186,8 @@ def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
 def all_texts(data: UnlearningData, *, template: str) -> list[str]:
     """Every row with each of its answers as plain text: what a tokenizer is to be trained on.
 
-    The wrong answers are in it, so that the right ones are not made of fewer tokens than they are.
+    The wrong answers are in it, so that the right ones are not made of fewer tokens than they are;
+    and so is the holdout, so that the tokenizer does not tell it from the forget rows.
     """
     parts = (part.rows for part in data.evaluation.values())
     parts = (data.forget, data.retain, *parts, data.background)

@@ -49,6 +49,14 @@ _LABELS = {
     "refusal_rate": "refusals",
     "identical_rate": "same output",
 }
+_PRIVACY = {
+    "priv_leak": "PrivLeak",
+    "privacy_loss_auc": "AUC of loss",
+    "privacy_loss_tpr_at_1": "TPR of loss at 1\u202f% FPR",
+    "privacy_zlib_auc": "AUC of zlib",
+    "privacy_min_k_auc": "AUC of Min\u2011K%",
+    "privacy_min_k_plus_plus_auc": "AUC of Min\u2011K%++",
+}
 _OVERALL = ("forget_quality", "forget_efficacy", "model_utility", "utility_retain", "utility_test")
 _UP = (
     *_OVERALL, "forget_truth_ratio", "forget_distinct_2", "entities_forgotten",
@@ -108,6 +116,8 @@ def column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
     group, label = "other", key.replace("_", " ")
     if key in _OVERALL:
         group = "overall"
+    elif key in _PRIVACY:
+        group, label = "privacy", _PRIVACY[key]
     elif key.startswith(("entity_", "entities_")):
         group, label = "per entity", label.removeprefix("entity ")
     elif key.startswith("training_"):

@@ -69,6 +69,41 @@ def summarise(values: np.ndarray, seed: int = 0, *, statistic: Statistic = np.me
     return entry(value, len(present), interval)
 
 
+def summarise_two(
+    left: np.ndarray,
+    right: np.ndarray,
+    seed: int = 0,
+    *,
+    statistic: Callable[[np.ndarray, np.ndarray], float],
+    resamples: int = 1000,
+) -> Entry:
+    """One entry of `summary.json`: a statistic of two independent samples.
+
+    Its interval is the percentile bootstrap; each sample is resampled by itself.
+
+    Args:
+      left: `[n]`; a `nan` is counted out.
+      right: `[m]`.
+      seed: of the resampling.
+      statistic: from both to one number.
+      resamples: how many times n and m rows are drawn with replacement.
+
+    Returns:
+      As `summarise`; its n is n + m. Without a value on either side nothing is known.
+    """
+    left, right = _present(left), _present(right)
+    n = len(left) + len(right)
+    if not len(left) or not len(right):
+        return entry(np.nan, n)
+    rng = np.random.default_rng(seed)
+    found = [
+        statistic(rng.choice(left, len(left)), rng.choice(right, len(right)))
+        for _ in range(resamples)
+    ]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return entry(statistic(left, right), n, (float(low), float(high)))
+
+
 def entry(value: float, n: int, interval: tuple[float, float] | None = None) -> Entry:
     """One entry of `summary.json`; what is not finite is None."""
     known = interval is not None and np.isfinite([value, *interval]).all()

@@ -24,6 +24,11 @@ class TokenStats:
     """bool [n, T]: the token is the most likely one."""
     mask: np.ndarray
     """bool [n, T]: answer tokens."""
+    means: np.ndarray | None = None
+    """float32 [n, T]: mean of log p(v | tokens before t) over tokens v drawn from that p; 0 in
+    column 0. None where moments were not asked for."""
+    deviations: np.ndarray | None = None
+    """float32 [n, T]: its standard deviation."""
 
 
 def score(
@@ -33,6 +38,7 @@ def score(
     *,
     lora: Mapping[str, Any] | None = None,
     batch_size: int = 32,
+    moments: bool = False,
     on_rows: Callable[[int], None] | None = None,
 ) -> TokenStats:
     """Forwards every row of a table once.
@@ -46,6 +52,7 @@ def score(
       table: n rows.
       lora: scaled adapter factors, or None.
       batch_size: rows in one forward pass.
+      moments: also `means` and `deviations`, which Min-K%++ needs.
       on_rows: called with the number of rows done after each batch.
 
     Raises:
@@ -53,15 +60,17 @@ def score(
     """
     check_ids(table, config.vocab_size)
     n, width = table.tokens.shape
-    log_probs, hits = np.zeros((n, width), np.float32), np.zeros((n, width), bool)
+    dtypes = (np.float32, bool, np.float32, np.float32)[: 4 if moments else 2]
+    found = [np.zeros((n, width), dtype) for dtype in dtypes]
     for rows, batch in batches(table, batch_size):
         cut = batch.shape[1]
-        batch_log_probs, batch_hits = jax.device_get(_statistics(config, params, lora, batch))
-        log_probs[rows, :cut] = batch_log_probs[: len(rows)]
-        hits[rows, :cut] = batch_hits[: len(rows)]
+        of_batch = jax.device_get(_statistics(config, params, lora, batch, moments))
+        for whole, part in zip(found, of_batch, strict=True):
+            whole[rows, :cut] = part[: len(rows)]
         if on_rows is not None:
             on_rows(len(rows))
-    return TokenStats(log_probs, hits, table.answer_mask)
+    log_probs, hits, *rest = found
+    return TokenStats(log_probs, hits, table.answer_mask, *rest)
 
 
 def batches(table: TokenTable, batch_size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -78,15 +87,29 @@ def batches(table: TokenTable, batch_size: int) -> Iterator[tuple[np.ndarray, np
         yield rows, batch
 
 
-@partial(jax.jit, static_argnames="config")
+@partial(jax.jit, static_argnames=("config", "moments"))
 def _statistics(
-    config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probability and hit of every token of [b, T] rows."""
+    config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool
+) -> tuple[jax.Array, ...]:
+    """Log-probability and hit of every token of [b, T] rows; mean and deviation if asked for."""
     logits = transformer.logits(config, params, tokens, lora=lora)[:, :-1]
     targets = tokens[:, 1:]
     at_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-    log_probs = at_targets - jax.nn.logsumexp(logits, axis=-1)
-    hits = jnp.argmax(logits, axis=-1) == targets
-    first = ((0, 0), (1, 0))
-    return jnp.pad(log_probs, first), jnp.pad(hits, first)
+    norm = jax.nn.logsumexp(logits, axis=-1)
+    found = (at_targets - norm, jnp.argmax(logits, axis=-1) == targets)
+    if moments:
+        found += _moments(logits - norm[..., None])
+    return tuple(jnp.pad(values, ((0, 0), (1, 0))) for values in found)
+
+
+def _moments(log_probs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and standard deviation of log p(v), v drawn from p, over the last axis.
+
+    `mu = Σ_v p_v log p_v`, `sigma² = Σ_v p_v (log p_v - mu)²`; centred, so that nothing cancels.
+    """
+    probs = jnp.exp(log_probs)
+    # A token of probability 0 adds nothing, even where its logarithm is infinite.
+    log_probs = jnp.where(probs > 0, log_probs, 0.0)
+    mean = (probs * log_probs).sum(-1)
+    variance = (probs * (log_probs - mean[..., None]) ** 2).sum(-1)
+    return mean, jnp.sqrt(variance)

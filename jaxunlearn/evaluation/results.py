@@ -25,15 +25,22 @@ class Scores:
 
     def rows(self, pairs: Sequence[tuple[str, str] | None]) -> tuple[np.ndarray, ...]:
         """log_probs, hits and mask of pairs; a pair that was left out has an empty mask."""
-        width = self.stats.mask.shape[1]
-        log_probs = np.zeros((len(pairs), width), np.float32)
-        hits, mask = np.zeros((len(pairs), width), bool), np.zeros((len(pairs), width), bool)
+        return self._of(pairs, self.stats.log_probs, self.stats.hits, self.stats.mask)
+
+    def moments(self, pairs: Sequence[tuple[str, str]]) -> tuple[np.ndarray, ...]:
+        """means and deviations of pairs, from statistics that have them."""
+        return self._of(pairs, self.stats.means, self.stats.deviations)
+
+    def _of(
+        self, pairs: Sequence[tuple[str, str] | None], *statistics: np.ndarray
+    ) -> tuple[np.ndarray, ...]:
+        found = [np.zeros((len(pairs), values.shape[1]), values.dtype) for values in statistics]
         for row, pair in enumerate(pairs):
             at = None if pair is None else self.place.get(pair)
             if at is not None:
-                log_probs[row], hits[row] = self.stats.log_probs[at], self.stats.hits[at]
-                mask[row] = self.stats.mask[at]
-        return log_probs, hits, mask
+                for chosen, values in zip(found, statistics, strict=True):
+                    chosen[row] = values[at]
+        return tuple(found)
 
     def mean_log_probs(self, pairs: Sequence[tuple[str, str] | None]) -> np.ndarray:
         """[len(pairs)]; nan for a pair that was left out."""
@@ -46,6 +53,7 @@ class Results:
     """One model on all evaluation sets."""
 
     sets: Mapping[str, EvalSet]
+    """All but the holdout."""
     scores: Scores
     generations: Mapping[str, Sequence[str]]
     """Set to the generated answer of each of its rows."""
@@ -53,6 +61,8 @@ class Results:
     """The last answer token of every row is the end token."""
     embedder: Embedder
     config: EvaluationConfig
+    holdout: tuple[Row, ...] = ()
+    """What `privacy` compares the forget rows to."""
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import embed, melu, metrics, tofu
+from jaxunlearn.evaluation import embed, melu, metrics, privacy, tofu
 from jaxunlearn.evaluation.embed import Embedder
 from jaxunlearn.evaluation.entries import Entry, entry
 from jaxunlearn.evaluation.forward import score
@@ -24,6 +24,8 @@ SUITES: Mapping[str, Suite] = {
 }
 """What `evaluation.suite` can be."""
 
+_LEAK = "privacy_min_k_auc"  # what PrivLeak compares
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -38,11 +40,16 @@ class Evaluation:
     """probability (length-normalised, of the answer) and rouge (ROUGE-L recall) of each forget
     row, whatever the suite measures."""
     generations: dict[str, list[str]]
-    """Evaluation set to the generated answer of each of its rows."""
+    """Evaluation set to the generated answer of each of its rows; a holdout has none."""
     left_out: int
     """Row texts longer than the model's limit, which no number covers."""
     no_room: int
     """Questions so long that the model has no room for an answer; they count as empty answers."""
+
+    @property
+    def comparable(self) -> bool:
+        """Whether `against_retrained` adds anything."""
+        return bool(self.forget_ratios) or _LEAK in self.metrics
 
 
 def evaluate(
@@ -59,7 +66,8 @@ def evaluate(
 
     Args:
       model: with a tokenizer.
-      sets: name to rows and role; `limit_sets` cuts them down.
+      sets: name to rows and role; `limit_sets` cuts them down. A holdout is compared to the
+        forget rows by the measures of `privacy`, and has no part in any other number.
       config: suite, batch size, generation length and embedder.
       template: prompt for tokenizers without a chat template.
       max_length: tokens a row may have; longer ones are left out and counted.
@@ -71,8 +79,11 @@ def evaluate(
       UserError: the tokenizer is not the model's own, or the embedder cannot be used.
     """
     chosen_suite = SUITES[config.suite]
+    holdout = tuple(row for s in sets.values() if s.role == "holdout" for row in s.rows)
+    sets = {name: chosen for name, chosen in sets.items() if chosen.role != "holdout"}
     rows = [row for chosen in sets.values() for row in chosen.rows]
-    pairs = sorted({(row.question, text) for row in rows for text in chosen_suite.answers(row)})
+    texts = {(row.question, text) for row in rows for text in chosen_suite.answers(row)}
+    pairs = sorted(texts | {row.key for row in holdout})
     encoded = tokens.encode(model.tokenizer, pairs, template=template, max_length=max_length)
     prompts = [(name, row) for name, chosen in sets.items() for row in chosen.rows]
     progress = _Progress(len(encoded.kept) + len(prompts), on_rows)
@@ -82,12 +93,13 @@ def evaluate(
         encoded.table,
         lora=model.lora,
         batch_size=config.batch_size,
+        moments=bool(holdout),
         on_rows=progress.add,
     )
     place = {pairs[index]: row for row, index in enumerate(encoded.kept)}
-    texts, no_room = _generate(model, prompts, config, template, progress)
+    answers, no_room = _generate(model, prompts, config, template, progress)
     generations: dict[str, list[str]] = {name: [] for name in sets}
-    for (name, _), text in zip(prompts, texts, strict=True):
+    for (name, _), text in zip(prompts, answers, strict=True):
         generations[name].append(text)
     results = Results(
         sets,
@@ -96,9 +108,10 @@ def evaluate(
         final_eos=model.tokenizer.eos_token_id is not None,
         embedder=_embedder(judge or model, rows, config),
         config=config,
+        holdout=holdout,
     )
     return Evaluation(
-        chosen_suite.measure(results),
+        {**chosen_suite.measure(results), **privacy.measure(results)},
         chosen_suite.forget_ratios(results),
         _forget_rows(results),
         generations,
@@ -117,6 +130,20 @@ def limit_sets(sets: Mapping[str, EvalSet], limit: int | None) -> dict[str, Eval
         places = [i * len(chosen.rows) // count for i in range(count)]
         cut[name] = EvalSet(chosen.role, tuple(chosen.rows[place] for place in places))
     return cut
+
+
+def against_retrained(evaluation: Evaluation, retrained: Evaluation) -> Table:
+    """What comparing a model to the retrained one adds: forget quality if the suite has it, and
+    PrivLeak if there is a holdout."""
+    found: Table = {}
+    if evaluation.forget_ratios:
+        found["forget_quality"] = forget_quality(evaluation, retrained)
+    if _LEAK in evaluation.metrics:
+        ours, theirs = evaluation.metrics[_LEAK], retrained.metrics[_LEAK]
+        known = None not in (ours["value"], theirs["value"])
+        leak = privacy.priv_leak(ours["value"], theirs["value"]) if known else np.nan
+        found["priv_leak"] = entry(leak, ours["n"])
+    return found
 
 
 def forget_quality(evaluation: Evaluation, retrained: Evaluation) -> Entry:
