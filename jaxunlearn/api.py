@@ -1,7 +1,7 @@
 """The Python interface: load, unlearn, evaluate, export."""
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -175,5 +175,5 @@ def read_rows(rows: Rows, name: str) -> tuple[Row, ...]:
             raise UserError(f"{name}: row {number} is of kind {row.kind!r}; there are {kinds}")
         if not isinstance(row.answer, str) or not row.answer.strip():
             raise UserError(f"{name}: row {number} has no answer; give (question, answer)")
-        found.append(row)
+        found.append(replace(row, source=row.source or f"{name}: row {number}"))
     return tuple(found)

@@ -1,6 +1,7 @@
 """The Python interface, as the README shows it."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -22,6 +23,21 @@ def test_load_unlearn_evaluate_export(tiny_folder, tmp_path):
     out = result.export(tmp_path / "out")
     again = ju.evaluate(ju.load(out), FORGET, RETAIN, max_new_tokens=4)
     np.testing.assert_allclose(again["forget_probability"], after["forget_probability"], rtol=1e-5)
+
+
+def test_a_holdout_gives_privacy_numbers(tiny_folder):
+    model, holdout = (
+        ju.load(tiny_folder),
+        [("Who is Dee?", "A nurse"), ("Where is Dee?", "In Bonn")],
+    )
+    options = {"retrained": model, "max_new_tokens": 4}
+    found = ju.evaluate(model, FORGET, RETAIN, holdout=holdout, **options)
+    assert 0 <= found["privacy_loss_auc"] <= 1
+    plain = ju.evaluate(model, FORGET, RETAIN, **options)
+    assert {name.split("_")[0] for name in found.keys() - plain.keys()} == {"privacy", "priv"}
+    words = "holdout: row 2: this holdout row is also a forget row (forget: row 0)"
+    with pytest.raises(ju.UserError, match=re.escape(words)):
+        ju.evaluate(model, FORGET, RETAIN, holdout=[*holdout, FORGET[0]])
 
 
 def test_rows_from_files_equal_rows_from_python(tiny_folder, tmp_path):

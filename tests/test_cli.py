@@ -9,7 +9,7 @@ import yaml
 from jaxunlearn import cli
 
 SMALL = {
-    "data": {"people": 6, "forget_people": 2},
+    "data": {"people": 6, "forget_people": 2, "holdout_people": 2},
     "model": {"hidden_size": 32, "intermediate_size": 48, "num_layers": 2, "num_heads": 2,
               "vocab_size": 400},
     "finetune": {"epochs": 2, "learning_rate": 3e-3},
@@ -194,6 +194,9 @@ def test_a_run_from_start_to_end(capsys, small, tmp_path):
     summary = json.loads((place / "summary.json").read_text())
     assert list(summary["models"])[:2] == ["target", "retrained"]
     assert summary["models"]["retrained"]["forget_quality"]["value"] == 1.0
+    assert summary["models"]["retrained"]["priv_leak"] == {"value": 0.0, "n": 12, "ci": None}
+    assert summary["models"]["npo"]["privacy_loss_auc"]["n"] == 12
+    assert list(summary["environment"]["data"]) == ["forget", "retain", "holdout"]
     assert set(summary["models"]["npo"]["forget_rouge"]) == {"value", "n", "ci"}
     assert {"jax", "device", "data"} <= set(json.loads((place / "environment.json").read_text()))
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]

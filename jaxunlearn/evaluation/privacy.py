@@ -92,7 +92,9 @@ def min_k(log_probs: np.ndarray, mask: np.ndarray, *, fraction: float = FRACTION
     count = np.maximum(np.floor(fraction * lengths + 1e-9), 1)
     chosen = np.arange(mask.shape[1]) < count[:, None]
     total = np.where(chosen, lowest, 0.0).sum(axis=1)
-    return np.where(lengths > 0, total / count, np.nan)
+    # nan is sorted behind all numbers.
+    known = (lengths > 0) & ~np.isnan(lowest[:, -1])
+    return np.where(known, total / count, np.nan)
 
 
 def min_k_plus_plus(

@@ -403,3 +403,52 @@ def test_a_few_authors_of_the_real_tofu():
     assert all(row.perturbed_answers for row in data.evaluation["retain"].rows)
     message = refusal(TOFU, format="tofu", forget="forget02", retain="retain99")
     assert "no forget02 in" in message and "forget05.json" in message
+
+
+UNSEEN = '{"question": "When?", "answer": "Then"}\n'
+
+
+def test_a_holdout_is_an_evaluation_set_and_nothing_else(tmp_path):
+    write(tmp_path, forget__jsonl=GOOD, retain__jsonl=KEPT)
+    # Cut out of a file of forget rows, it may still say so.
+    write(tmp_path, h__jsonl=UNSEEN + '{"question": "Why?", "answer": "So", "kind": "forget"}')
+    plain, data = read(tmp_path), read(tmp_path, holdout="h")
+    assert (plain.forget, plain.retain, plain.background) == (
+        data.forget,
+        data.retain,
+        data.background,
+    )
+    assert list(plain.evaluation) == ["forget", "retain"]
+    assert data.evaluation == plain.evaluation | {"holdout": data.evaluation["holdout"]}
+    holdout = data.evaluation["holdout"]
+    assert holdout.role == "holdout"
+    assert [row.key for row in holdout.rows] == [("When?", "Then"), ("Why?", "So")]
+    assert [row.kind for row in holdout.rows] == ["general", "general"]
+
+
+def test_a_holdout_of_the_other_formats(tmp_path):
+    write(tmp_path, forget__csv="question,answer\nWho?,Ann", retain__csv="question,answer\nW?,R")
+    write(tmp_path, h__csv="question,answer\nWhen?,Then")
+    data = read(tmp_path, "csv", holdout="h")
+    assert data.evaluation["holdout"].rows[0].source == "h.csv:2"
+    tofu = tofu_folder(tmp_path)
+    (tofu / "holdout01.json").write_text(UNSEEN)
+    assert list(read_tofu(tofu, holdout="holdout01").evaluation)[-1] == "holdout"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (UNSEEN + GOOD, ["h.jsonl:2", "also a forget row (forget.jsonl:1)", "remove it"]),
+        (UNSEEN + KEPT, ["h.jsonl:2", "also a retain row (retain.jsonl:1)", "remove it"]),
+        ("", ["h.jsonl: holds no rows"]),
+        ('{"question": "When?"}', ["h.jsonl:1: no column 'answer'"]),
+        (UNSEEN[:-2] + ', "kind": "direct"}', ["h.jsonl:1", "'direct'", "general or forget"]),
+    ],
+)
+def test_bad_holdouts_are_refused(tmp_path, content, words):
+    write(tmp_path, forget__jsonl=GOOD, retain__jsonl=KEPT, h__jsonl=content)
+    message = refusal(tmp_path, holdout="h")
+    for word in words:
+        assert word in message
+    assert "there is no nowhere" in refusal(tmp_path, holdout="nowhere")

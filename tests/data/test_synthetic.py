@@ -124,3 +124,21 @@ def test_too_many_people_are_refused():
     with pytest.raises(UserError, match=r"data.people: at most \d+, got 5000"):
         synthetic.build(5000, 4, seed=0)
     assert len(synthetic.build(1000, 4, seed=0).retain) == 9960
+
+
+def test_further_people_are_a_holdout_that_nobody_learns():
+    data = load(DataConfig(people=6, forget_people=2, holdout_people=3), seed=0)
+    rows = data.evaluation["holdout"].rows
+    assert data.evaluation["holdout"].role == "holdout"
+    assert (len(rows), len(data.forget), len(data.retain)) == (30, 20, 40)
+    learned = (*data.forget, *data.retain, *data.background)
+    assert not {row.entity for row in rows} & {row.entity for row in learned}
+    assert not {row.answer for row in rows} & {row.answer for row in learned}
+    assert not {row.key for row in rows} & {row.key for row in learned}
+    with pytest.raises(UserError, match=r"at most \d+, got 6 and 9000 in data\.holdout_people"):
+        synthetic.build(6, 2, 0, 9000)
+
+
+def test_without_a_holdout_the_world_is_as_it_was():
+    assert "holdout" not in WORLD.evaluation
+    assert synthetic.build(40, 4, 0, 0) == WORLD

@@ -58,3 +58,23 @@ def test_entries_are_valid_json(values, statistic):
     entry = entries.summarise(np.array(values), statistic=statistic)
     json.dumps(entry, allow_nan=False)
     assert entry["n"] == np.isfinite(values).sum() + np.isinf(values).sum()
+
+
+def test_two_samples_are_resampled_each_by_itself():
+    left, right = np.array([1.0, 2.0, np.nan, 5.0]), np.array([3.0, 0.0])
+    seen = []
+
+    def statistic(a, b):
+        seen.append((len(a), len(b)))
+        assert set(a) <= {1.0, 2.0, 5.0} and set(b) <= {3.0, 0.0}
+        return a.mean() - b.mean()
+
+    entry = entries.summarise_two(left, right, 5, statistic=statistic, resamples=50)
+    assert set(seen) == {(3, 2)} and len(seen) == 51
+    assert entry["n"] == 5 and entry["value"] == pytest.approx(8 / 3 - 1.5)
+    rng = np.random.default_rng(5)
+    sides = left[[0, 1, 3]], right
+    found = [-np.diff([rng.choice(s, len(s)).mean() for s in sides])[0] for _ in range(50)]
+    np.testing.assert_allclose(entry["ci"], np.percentile(found, [2.5, 97.5]))
+    nothing = entries.summarise_two(left, np.array([np.nan]), statistic=statistic)
+    assert nothing == {"value": None, "n": 3, "ci": None}
