@@ -365,7 +365,7 @@ def _samplers(options: argparse.Namespace) -> None:
 
     width = max(map(len, SAMPLERS))
     for name, sampler in SAMPLERS.items():
-        settings = ", ".join(f"{k}={v}" for k, v in SamplingConfig(name).options.items())
+        settings = ", ".join(f"{k}={v}" for k, v in SamplingConfig(name).options_of(name).items())
         summary = (sampler.__doc__ or "").splitlines()[0]
         print(f"{name:<{width}} {settings}{'; ' if settings else ''}{summary}")
 
