@@ -23,12 +23,13 @@ from jaxunlearn.data import formats, sampling, tokens
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import robustness, suite
+from jaxunlearn.evaluation.answering import answer_texts
 from jaxunlearn.evaluation.entries import summarise
 from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.evaluation.quantize import FORMATS, quantised
 from jaxunlearn.evaluation.robustness import Measured
 from jaxunlearn.methods import registry
-from jaxunlearn.models.generate import Sampling, generate
+from jaxunlearn.models.generate import Sampling
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.progress import Bars, Stage
@@ -287,9 +288,10 @@ def sample(case: Case) -> list[Measured]:
     """Asks `samples` times at temperature 1; "worst" takes each row's best ROUGE-L over them."""
     prompts = _plain_prompts(case)
     truths = [row.answer for row in case.forget]
-    drawn = []
+    settings, drawn = case.experiment.evaluation, []
     for number in range(case.options.samples):
-        texts = _answers(case, prompts, Sampling(1.0), case.experiment.seed + number)
+        seed = case.experiment.seed + number
+        texts, _ = answer_texts(case.model, prompts, settings, sampling=Sampling(1.0), seed=seed)
         drawn.append(rouge_l_recall(texts, truths))
         case.stage.update(number + 1, case.options.samples, "samples")
     return [
@@ -329,7 +331,7 @@ def _begun(case: Case) -> np.ndarray:
         while ids[-1] in model.stop_tokens:
             ids.pop()
         prompts[begun[pair]] = ids
-    texts = _answers(case, prompts, Sampling(), 0)
+    texts, _ = answer_texts(case.model, prompts, case.experiment.evaluation)
     rest = [" ".join(ws[cut:]) for ws, cut in zip(words, cuts, strict=True)]
     return rouge_l_recall(texts, rest)
 
@@ -337,28 +339,6 @@ def _begun(case: Case) -> np.ndarray:
 def _plain_prompts(case: Case) -> list[list[int]]:
     template, tokenizer = case.experiment.data.template, case.model.tokenizer
     return [tokens.prompt_tokens(tokenizer, r.question, template=template) for r in case.forget]
-
-
-def _answers(case: Case, prompts: Sequence[list[int]], chosen: Sampling, seed: int) -> list[str]:
-    """What the model says; nothing where a prompt leaves no room."""
-    model, config = case.model, case.experiment.evaluation
-    room = model.config.max_positions - config.max_new_tokens
-    fits = [i for i, ids in enumerate(prompts) if len(ids) <= room]
-    said = generate(
-        model.config,
-        model.params,
-        [prompts[i] for i in fits],
-        lora=model.lora,
-        max_new_tokens=config.max_new_tokens,
-        stop_tokens=model.stop_tokens,
-        sampling=chosen,
-        seed=seed,
-        batch_size=config.batch_size,
-    )
-    texts = [""] * len(prompts)
-    for i, ids in zip(fits, said, strict=True):
-        texts[i] = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return texts
 
 
 def _retrained(folder: Path, experiment: Experiment, bars: Bars) -> LanguageModel | None:

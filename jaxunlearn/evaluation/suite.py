@@ -9,11 +9,11 @@ from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.evaluation import embed, melu, metrics, privacy, tofu
+from jaxunlearn.evaluation.answering import answer_texts
 from jaxunlearn.evaluation.embed import Embedder
 from jaxunlearn.evaluation.entries import Entry, entry
 from jaxunlearn.evaluation.forward import score
 from jaxunlearn.evaluation.results import Results, Scores, Suite, Table
-from jaxunlearn.models.generate import generate
 from jaxunlearn.models.language_model import LanguageModel
 
 OnRows = Callable[[int, int], None]
@@ -97,7 +97,8 @@ def evaluate(
         on_rows=progress.add,
     )
     place = {pairs[index]: row for row, index in enumerate(encoded.kept)}
-    answers, no_room = _generate(model, prompts, config, template, progress)
+    ids = [tokens.prompt_tokens(model.tokenizer, r.question, template=template) for _, r in prompts]
+    answers, no_room = answer_texts(model, ids, config, on_rows=progress.add)
     generations: dict[str, list[str]] = {name: [] for name in sets}
     for (name, _), text in zip(prompts, answers, strict=True):
         generations[name].append(text)
@@ -185,35 +186,3 @@ def _embedder(judge: LanguageModel, rows: Sequence[Row], config: EvaluationConfi
     if config.embedder is not None:
         return embed.load(config.embedder)
     return embed.from_model(judge, [row.answer for row in rows], batch_size=config.batch_size)
-
-
-def _generate(
-    model: LanguageModel,
-    prompts: Sequence[tuple[str, Row]],
-    config: EvaluationConfig,
-    template: str,
-    progress: _Progress,
-) -> tuple[list[str], int]:
-    """A greedy answer to each question, and how many prompts left no room for one."""
-    ids = [tokens.prompt_tokens(model.tokenizer, r.question, template=template) for _, r in prompts]
-    room = model.config.max_positions - config.max_new_tokens
-    fits = [i for i, prompt in enumerate(ids) if len(prompt) <= room]
-    texts = [""] * len(ids)
-    # In slices, so that progress is shown.
-    slice_size = config.batch_size * 4
-    fits.sort(key=lambda i: len(ids[i]))
-    for start in range(0, len(fits), slice_size):
-        part = fits[start : start + slice_size]
-        answers = generate(
-            model.config,
-            model.params,
-            [ids[i] for i in part],
-            lora=model.lora,
-            max_new_tokens=config.max_new_tokens,
-            stop_tokens=model.stop_tokens,
-            batch_size=config.batch_size,
-        )
-        for i, answer in zip(part, answers, strict=True):
-            texts[i] = model.tokenizer.decode(answer, skip_special_tokens=True).strip()
-        progress.add(len(part))
-    return texts, len(ids) - len(fits)

@@ -7,7 +7,7 @@ start, and its random keys derive from (seed, row, step) alone.
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -61,6 +61,7 @@ def generate(
     sampling: Sampling = Sampling(),
     seed: int = 0,
     batch_size: int = 32,
+    on_rows: Callable[[int], None] | None = None,
 ) -> list[list[int]]:
     """Continue every prompt.
 
@@ -74,6 +75,7 @@ def generate(
       sampling: how the next id is drawn.
       seed: of the random draws.
       batch_size: most prompts decoded together.
+      on_rows: called with the number of prompts done after each batch.
 
     Returns:
       The new ids of each prompt, in the order of ``prompts``.
@@ -116,6 +118,8 @@ def generate(
         new_tokens, counts = np.asarray(new_tokens), np.asarray(counts)
         for place, row in enumerate(rows):
             results[row] = new_tokens[place, : counts[place]].tolist()
+        if on_rows is not None:
+            on_rows(len(rows))
     return results
 
 

@@ -177,3 +177,9 @@ def test_stories260k_continues_as_published(stories260k):
     new = generate(model.config, model.params, [ids], max_new_tokens=40, stop_tokens=[2])[0]
     published = " She loved to play outside in the park. One day, she saw a big, red ball."
     assert model.tokenizer.decode(ids + new).split("Lily.", 1)[1].startswith(published)
+
+
+def test_progress_counts_every_prompt_once(params):
+    done = []
+    run(params, [[1]] * 5, batch_size=2, on_rows=done.append)
+    assert sum(done) == 5 and len(done) == 3

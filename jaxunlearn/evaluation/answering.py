@@ -1,0 +1,51 @@
+"""What a model says to prompts, as text."""
+
+from collections.abc import Callable, Sequence
+
+from jaxunlearn.config import EvaluationConfig
+from jaxunlearn.models.generate import Sampling, generate
+from jaxunlearn.models.language_model import LanguageModel
+
+GREEDY = Sampling()
+
+
+def answer_texts(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: EvaluationConfig,
+    *,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    on_rows: Callable[[int], None] | None = None,
+) -> tuple[list[str], int]:
+    """The answer to each prompt; an empty one where a prompt leaves no room for it.
+
+    Args:
+      model: with a tokenizer.
+      prompts: token ids of n prompts.
+      config: generation length and batch size.
+      sampling: greedy by default.
+      seed: of the random draws.
+      on_rows: called with the number of prompts done after each batch.
+
+    Returns:
+      The n texts without special tokens and outer blanks, and how many prompts left no room.
+    """
+    room = model.config.max_positions - config.max_new_tokens
+    fits = [i for i, ids in enumerate(prompts) if len(ids) <= room]
+    said = generate(
+        model.config,
+        model.params,
+        [prompts[i] for i in fits],
+        lora=model.lora,
+        max_new_tokens=config.max_new_tokens,
+        stop_tokens=model.stop_tokens,
+        sampling=sampling,
+        seed=seed,
+        batch_size=config.batch_size,
+        on_rows=on_rows,
+    )
+    texts = [""] * len(prompts)
+    for i, ids in zip(fits, said, strict=True):
+        texts[i] = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
+    return texts, len(prompts) - len(fits)
