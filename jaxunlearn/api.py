@@ -145,9 +145,11 @@ def evaluate(
             one, sets, options, template=template, max_length=one.config.max_positions
         )
 
+    suite.check(options, {name: chosen.role for name, chosen in sets.items()})
     evaluation = score(model)
-    if retrained is not None and evaluation.comparable:
-        evaluation.metrics.update(suite.against_retrained(evaluation, score(retrained)))
+    if retrained is not None and suite.comparable(options, evaluation):
+        compared = suite.against_retrained(options, evaluation, score(retrained))
+        evaluation.metrics.update(compared)
     return {name: entry["value"] for name, entry in evaluation.metrics.items()}
 
 

@@ -114,6 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("methods", _methods, "list methods, their hyper-parameters and sources")
     command("samplers", _samplers, "list samplers")
+    command("suites", _suites, "list what can be measured; evaluation.suite names one")
     command("families", _families, "list model families by the model_type of config.json")
     return parser
 
@@ -357,6 +358,16 @@ def _methods(options: argparse.Namespace) -> None:
     for name, method in registry.METHODS.items():
         settings = ", ".join(f"{k}={v}" for k, v in registry.defaults(name).items())
         print(f"{name:<{width}} {settings}; {method.summary} ({method.source})")
+
+
+def _suites(options: argparse.Namespace) -> None:
+    from jaxunlearn.evaluation import benchmark
+
+    names = benchmark.built_in()
+    width = max(map(len, names))
+    for name in names:
+        one = benchmark.load(name)
+        print(f"{name:<{width}} {one.about}; {len(one.metrics)} metrics")
 
 
 def _samplers(options: argparse.Namespace) -> None:

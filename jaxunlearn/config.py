@@ -266,21 +266,22 @@ class StopConfig:
 class EvaluationConfig:
     """What is measured."""
 
-    suite: Literal["tofu", "melu"] = "tofu"
+    suite: str = "tofu"
+    """A name that `jaxunlearn suites` lists, path/to/file.yaml, or several with + between them."""
     batch_size: Count = 32
     max_new_tokens: Count = 200
     limit: Count | None = None
     """At most this many rows of each evaluation set; default: all."""
     embedder: str | None = None
-    """MELU: path/to/file.py:function, from a list of n texts to an array [n, D], such as a sentence
-    encoder's; default: hidden states of the model before unlearning."""
-    compat: Literal["paper", "melu"] = "paper"
-    """melu: ROUGE-L counts the words of the generation, not of the answer, as MELU's code does."""
+    """Suites that compare meanings: path/to/file.py:function, from a list of n texts to an array
+    [n, D], such as a sentence encoder's; default: hidden states of the model before unlearning."""
+    compat: Literal["paper", "melu", "open-unlearning"] = "paper"
+    """melu: ROUGE-L counts the words of the generation, not of the answer, as MELU's code does;
+    open-unlearning: its formulas where they differ from the papers'."""
     embedder_version: str | None = None
     """A hash of the embedder's file, filled in."""
-
-    def __post_init__(self):
-        _refuse_changed(self, dict.fromkeys(("embedder", "compat"), ("melu",)), "suite", self.suite)
+    suite_version: str | None = None
+    """A hash of the suite's own files, filled in."""
 
 
 @dataclass(frozen=True, config=_STRICT)

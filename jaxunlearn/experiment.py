@@ -7,7 +7,7 @@ from typing import Any
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.data import formats
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation import suite
+from jaxunlearn.evaluation import benchmark, suite
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models.checkpoint_hf import export_model
@@ -39,12 +39,24 @@ def resolve(experiment: Experiment) -> Experiment:
     embedder = experiment.evaluation.embedder
     if embedder is not None:
         user_function(embedder, key="evaluation.embedder")
+    suite.check(experiment.evaluation)
+    needed = experiment.stop is not None and experiment.stop.metric == "utility"
+    if needed and not benchmark.has(experiment.evaluation.suite, "model_utility"):
+        raise UserError(
+            f"stop.metric: suite {experiment.evaluation.suite} has no model_utility to stop at; use"
+            " retain_nll"
+        )
     version = None if embedder is None else file_version(embedder)
+    evaluation = dataclasses.replace(
+        experiment.evaluation,
+        embedder_version=version,
+        suite_version=benchmark.version(experiment.evaluation.suite),
+    )
     return dataclasses.replace(
         experiment,
         method=registry.resolve(experiment.method),
         baselines=tuple(registry.resolve(method) for method in experiment.baselines),
-        evaluation=dataclasses.replace(experiment.evaluation, embedder_version=version),
+        evaluation=evaluation,
     )
 
 
@@ -105,20 +117,21 @@ def evaluate(
     model: LanguageModel, experiment: Experiment, retrained: LanguageModel | None = None
 ) -> Evaluation:
     """Evaluates a model on the config's data; with a retrained model also against that."""
+    asked = experiment.evaluation
+    suite.check(asked)
     data = formats.load(experiment.data, experiment.seed)
     judge = _judge(experiment)
     with Bars() as bars:
-        asked = experiment.evaluation
-        if asked.suite == "melu" and asked.embedder is None and experiment.finetune is not None:
+        if suite.needs_judge(asked) and experiment.finetune is not None:
             bars.say(
-                "similarity is judged by "
+                "perplexity of generations and similarity are judged by "
                 f"{'the start model' if judge is not None else 'the model itself'}, not by the "
                 "fine-tuned target as in a run: it and what is made of it differ a little"
             )
         evaluation = evaluate_model("model", model, data, experiment, bars, judge)
-        if retrained is not None and evaluation.comparable:
+        if retrained is not None and suite.comparable(asked, evaluation):
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)
-            evaluation.metrics.update(suite.against_retrained(evaluation, reference))
+            evaluation.metrics.update(suite.against_retrained(asked, evaluation, reference))
     return evaluation
 
 
@@ -152,8 +165,7 @@ def labels(experiment: Experiment) -> dict[str, MethodConfig]:
 
 
 def _judge(experiment: Experiment) -> LanguageModel | None:
-    """The config's start model, if texts are embedded by one; None: each model embeds its own."""
-    settings = experiment.evaluation
-    embeds = settings.suite == "melu" and settings.embedder is None
+    """The config's start model, if one is needed; None: each model judges itself."""
     path = experiment.model.path
-    return load_model(path) if embeds and path is not None else None
+    needed = path is not None and suite.needs_judge(experiment.evaluation)
+    return load_model(path) if needed else None

@@ -192,7 +192,9 @@ class Stages:
         for label, evaluation in evaluations.items():
             compared = {}
             if "retrained" in evaluations:
-                compared = suite.against_retrained(evaluation, evaluations["retrained"])
+                compared = suite.against_retrained(
+                    self.experiment.evaluation, evaluation, evaluations["retrained"]
+                )
             models[label] = {**compared, **evaluation.metrics}
         summary = {
             "name": self.experiment.name,
@@ -205,8 +207,9 @@ class Stages:
             "notes": self.notes,
         }
         if self.requests:
+            forget = [row for s in sets.values() if s.role == "forget" for row in s.rows]
             summary["requests"] = {
-                label: over_requests.history(self.requests, sets["forget"].rows, known)
+                label: over_requests.history(self.requests, forget, known)
                 for label, known in histories.items()
             }
         self._export(target, model, model_card(summary))
@@ -347,7 +350,9 @@ def _samples(sets: dict[str, EvalSet], evaluations: dict[str, Evaluation]) -> li
     """Rows with what each model answers, for the report."""
     samples = []
     for name, chosen in sets.items():
-        if chosen.role in ("general", "holdout"):
+        if chosen.role in ("general", "holdout") or not all(
+            name in one.generations for one in evaluations.values()
+        ):
             continue
         step = max(1, len(chosen.rows) // SAMPLES)
         for place in range(0, len(chosen.rows), step)[:SAMPLES]:

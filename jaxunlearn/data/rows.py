@@ -1,9 +1,19 @@
 """What every data set is turned into: rows of text, and who plays which part."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 Kind = Literal["forget", "direct", "indirect", "general"]
+
+
+class Text(NamedTuple):
+    """What a model reads and what it is to say then."""
+
+    question: str
+    """Empty for plain text."""
+    answer: str
+    raw: bool = False
+    """The answer continues the question: no template and no chat is put around it."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +37,15 @@ class Row:
     refusal: str | None = None
     """What to say instead of the answer; None: any refusal will do; "": there should be one."""
 
+    raw: bool = False
+    """As of a `Text`."""
+    options: tuple[str, ...] = ()
+    """Of a multiple-choice question, in the order of its letters; the answer is one of them."""
+
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Text:
         """What makes two rows the same."""
-        return self.question, self.answer
+        return Text(self.question, self.answer, self.raw)
 
 
 @dataclass(frozen=True)
@@ -41,6 +56,10 @@ class EvalSet:
     """general: facts that are neither in the forget nor in the retain set; holdout: rows like the
     forget rows that no model was trained on, which only membership inference uses."""
     rows: tuple[Row, ...]
+    max_new_tokens: int | None = None
+    """Of a generated answer; None: as the config says."""
+    until: tuple[str, ...] = ()
+    """A generated answer ends before the first of these."""
 
 
 @dataclass(frozen=True)

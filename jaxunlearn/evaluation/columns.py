@@ -4,38 +4,19 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation import benchmark
 from jaxunlearn.evaluation.plots import measured
 
 Summary = Mapping[str, Any]
 
 MISSING = "—"
+_MOST = 7  # columns of a suite without headlines
 _TOOK = {
     "training_steps": "steps",
     "training_exposures": "expo-\nsures",
     "training_tokens_per_second": "tokens/s",
 }
-HEADLINES: Mapping[str, Mapping[str, str]] = {
-    "tofu": {
-        "forget_quality": "forget\nquality",
-        "model_utility": "model\nutility",
-        "forget_probability": "forget\nprob.",
-        "forget_rouge": "forget\nROUGE",
-        "forget_extraction_strength": "extr.\nstr.",
-        "retain_probability": "retain\nprob.",
-        **_TOOK,
-    },
-    "melu": {
-        "forget_efficacy": "forget\neffic.",
-        "entity_efficacy_sd": "entity\nsd",
-        "model_utility": "model\nutility",
-        "forget_probability": "forget\nprob.",
-        "forget_rouge": "forget\nROUGE",
-        "forget_refusal_rate": "refu-\nsals",
-        "forget_identical_rate": "same\noutput",
-        **_TOOK,
-    },
-}
-"""Suite to the columns of its table in the terminal."""
 _LABELS = {
     "probability": "probability",
     "rouge": "ROUGE\u2011L",
@@ -43,19 +24,35 @@ _LABELS = {
     "truth_ratio": "truth ratio",
     "exact_memorisation": "exact memorisation",
     "extraction_strength": "extraction strength",
+    "generation_perplexity": "median perplexity of what is said",
     "perplexity_median": "median perplexity",
     "perplexity": "perplexity",
     "distinct_2": "distinct\u20112",
     "refusal_rate": "refusals",
     "identical_rate": "same output",
+    "broken_rate": "broken",
+    "repetition": "repetition",
+}
+_ATTACKS = {
+    "loss": "loss",
+    "zlib": "zlib",
+    "min_k": "Min\u2011K%",
+    "min_k_plus_plus": "Min\u2011K%++",
+    "reference": "reference",
+    "gradient_norm": "gradient norm",
+}
+_TOLD = {
+    "auc": "AUC of {}",
+    "tpr_at_1": "TPR of {} at 1\u202f% FPR",
+    "tpr_at_0.1": "TPR of {} at 0.1\u202f% FPR",
 }
 _PRIVACY = {
     "priv_leak": "PrivLeak",
-    "privacy_loss_auc": "AUC of loss",
-    "privacy_loss_tpr_at_1": "TPR of loss at 1\u202f% FPR",
-    "privacy_zlib_auc": "AUC of zlib",
-    "privacy_min_k_auc": "AUC of Min\u2011K%",
-    "privacy_min_k_plus_plus_auc": "AUC of Min\u2011K%++",
+    **{
+        f"privacy_{attack}_{told}": text.format(name)
+        for attack, name in _ATTACKS.items()
+        for told, text in _TOLD.items()
+    },
 }
 _OVERALL = ("forget_quality", "forget_efficacy", "model_utility", "utility_retain", "utility_test")
 _UP = (
@@ -63,8 +60,22 @@ _UP = (
     "entity_efficacy", "entity_efficacy_min", "entity_utility", "entity_utility_min",
 )  # fmt: skip
 _DOWN = ("forget_identical_rate", "test_perplexity", "test_perplexity_median")
-_NEITHER = ("forget_refusal_rate", "forget_perplexity", "forget_perplexity_median")
+_NEITHER = (
+    "forget_refusal_rate", "forget_perplexity", "forget_perplexity_median",
+    "forget_generation_perplexity",
+)  # fmt: skip
 _WHOLE = ("training_steps", "training_tokens_per_second", "entities_forgotten")
+
+
+def headline(suite: str) -> dict[str, str]:
+    """The columns of a suite's table in the terminal, metric to heading; of a suite that is not
+    there any more, those of TOFU's."""
+    try:
+        own = benchmark.load(suite)
+    except UserError:
+        own = benchmark.load("tofu")
+    plain = {one.metric: one.metric.replace("_", "\n") for one in own.metrics[:_MOST]}
+    return {**(own.headline or plain), **_TOOK}
 
 
 def format_value(metric: str, value: float | None) -> str:

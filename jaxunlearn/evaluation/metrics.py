@@ -166,6 +166,35 @@ def rouge_l_precision(predictions: Sequence[str], references: Sequence[str]) -> 
     return np.nan_to_num(rouge_l_recall(references, predictions))
 
 
+def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
+    """Harmonic mean of `rouge_l_recall` and `rouge_l_precision`.
+
+    Args:
+      predictions: n generated texts; an empty one scores 0.
+      references: n true answers.
+
+    Returns:
+      `[n]` in [0, 1]; `nan` where the reference has no words.
+
+    >>> rouge_l_f1(["he wrote novels", ""], ["He writes poems in Paris.", "Ann"])
+    array([0.25, 0.  ])
+    """
+    recall = rouge_l_recall(predictions, references)
+    precision = rouge_l_precision(predictions, references)
+    both = harmonic_mean(np.stack([recall, precision], axis=1))
+    return np.where(np.isnan(recall), np.nan, both)
+
+
+def harmonic_mean(values: np.ndarray) -> np.ndarray:
+    """Over the last axis; 0 where a value is 0.
+
+    >>> harmonic_mean(np.array([[1.0, 0.5, 0.25], [1.0, 0.0, 1.0]])).round(3)
+    array([0.429, 0.   ])
+    """
+    with np.errstate(divide="ignore", over="ignore"):
+        return values.shape[-1] / (1 / values).sum(axis=-1)
+
+
 def truth_ratio(correct: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """How likely wrong answers are beside the right one, length-normalised.
 

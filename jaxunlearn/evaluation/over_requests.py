@@ -10,6 +10,9 @@ from jaxunlearn.data.rows import Row
 from jaxunlearn.evaluation.entries import entry
 from jaxunlearn.evaluation.suite import Evaluation
 
+MEASURES = ("probability", "rouge")
+"""Statistics of forget rows that are followed."""
+
 
 def history(
     requests: Sequence[Request], rows: Sequence[Row], evaluations: Sequence[Evaluation]
@@ -23,7 +26,7 @@ def history(
 
     Returns:
       Plain data: requests (R names), evaluated_rows (of each request), model_utility [R + 1], and
-      of each measure of `Evaluation.forget_rows` a list [R + 1] of lists [R]: its mean over the
+      of each of MEASURES that the suite has a list [R + 1] of lists [R]: its mean over the
       rows of each request; None where no row was measured.
     """
     place = {
@@ -33,12 +36,12 @@ def history(
     found: dict[str, Any] = {
         "requests": [part.name for part in requests],
         "evaluated_rows": [int((of_row == number).sum()) for number in range(len(requests))],
-        "model_utility": [one.metrics["model_utility"]["value"] for one in evaluations],
+        "model_utility": [one.metrics.get("model_utility", {}).get("value") for one in evaluations],
     }
-    for measure in evaluations[0].forget_rows:
-        found[measure] = [
-            _means(one.forget_rows[measure], of_row, len(requests)) for one in evaluations
-        ]
+    for measure in MEASURES:
+        values = [one.of_role("forget", measure) for one in evaluations]
+        if all(of_model is not None for of_model in values):
+            found[measure] = [_means(of_model, of_row, len(requests)) for of_model in values]
     return found
 
 
@@ -49,7 +52,7 @@ def lines(histories: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     for model, known in histories.items():
         for done, utility in enumerate(known["model_utility"]):
             line = {"model": model, "step": done, "model_utility": utility}
-            for measure in ("probability", "rouge"):
+            for measure in (measure for measure in MEASURES if measure in known):
                 values = np.array(known[measure][done], np.float64)
                 for name, part in (("done", values[:done]), ("to come", values[done:])):
                     if np.isfinite(part).any():
@@ -58,7 +61,6 @@ def lines(histories: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _means(values: Sequence[float | None], of_row: np.ndarray, count: int) -> list[float | None]:
-    known = np.array([np.nan if value is None else value for value in values], np.float64)
-    parts = [known[(of_row == number) & np.isfinite(known)] for number in range(count)]
+def _means(values: np.ndarray, of_row: np.ndarray, count: int) -> list[float | None]:
+    parts = [values[(of_row == number) & np.isfinite(values)] for number in range(count)]
     return [entry(part.mean() if len(part) else np.nan, len(part))["value"] for part in parts]

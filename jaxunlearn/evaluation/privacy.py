@@ -8,14 +8,10 @@ either, AUC is 0.5 up to chance. Arrays are aligned with the tokens as in `metri
 
 import zlib
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 
-from jaxunlearn.data.rows import Row
-from jaxunlearn.evaluation.entries import summarise_two
 from jaxunlearn.evaluation.metrics import mean_log_prob
-from jaxunlearn.evaluation.results import Results, Table
 
 FRACTION = 0.2
 """Share of the tokens that Min-K% looks at; k = 20 in both papers."""
@@ -133,25 +129,6 @@ def min_k_plus_plus(
     return min_k(centred / np.maximum(deviations, _LEAST_DEVIATION), mask, fraction=fraction)
 
 
-def reference_score(scores: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """The loss attack, relative to a model that never saw the members.
-
-    Args:
-      scores: `[n]`, `loss_score` of the model.
-      reference: `[n]`, of the reference model.
-
-    Returns:
-      `[n]`, their difference.
-
-    Reference:
-      Carlini et al., arXiv 2012.07805, 2021; Mireshghallah et al., arXiv 2203.03929, 2022.
-
-    >>> reference_score(np.array([-1.0]), np.array([-3.0]))
-    array([2.])
-    """
-    return np.asarray(scores, np.float64) - np.asarray(reference, np.float64)
-
-
 def auc(members: np.ndarray, others: np.ndarray) -> float:
     """Area under the ROC curve: how often a member scores higher than another row.
 
@@ -233,34 +210,6 @@ def priv_leak(auc_unlearned: float, auc_retrained: float) -> float:
     if auc_retrained == 0:
         return float("nan")
     return (auc_unlearned - auc_retrained) / auc_retrained
-
-
-def measure(results: Results) -> Table:
-    """The entries of every suite when there is a holdout set; none when there is not."""
-    if not results.holdout:
-        return {}
-    forget = [row for s in results.sets.values() if s.role == "forget" for row in s.rows]
-    members, others = _attacks(results, forget), _attacks(results, results.holdout)
-    areas = {
-        f"privacy_{name}_auc": summarise_two(scores, others[name], statistic=auc)
-        for name, scores in members.items()
-    }
-    rate = partial(tpr_at_fpr, fpr=0.01)
-    found = summarise_two(members["loss"], others["loss"], statistic=rate)
-    return {**areas, "privacy_loss_tpr_at_1": found}
-
-
-def _attacks(results: Results, rows: Sequence[Row]) -> dict[str, np.ndarray]:
-    """Attack to the score of each row."""
-    pairs = [row.key for row in rows]
-    log_probs, _, mask = results.scores.rows(pairs)
-    means, deviations = results.scores.moments(pairs)
-    return {
-        "loss": loss_score(log_probs, mask),
-        "zlib": zlib_score(log_probs, mask, [row.answer for row in rows]),
-        "min_k": min_k(log_probs, mask),
-        "min_k_plus_plus": min_k_plus_plus(log_probs, means, deviations, mask),
-    }
 
 
 def _present(scores: np.ndarray) -> np.ndarray:

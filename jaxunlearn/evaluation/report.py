@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from jaxunlearn.evaluation import over_requests, plots
 from jaxunlearn.evaluation.columns import (
-    HEADLINES,
     MISSING,
     Summary,
     arrow,
     column,
     format_value,
+    headline,
     with_training,
 )
 from jaxunlearn.evaluation.plots import measured
@@ -44,10 +44,10 @@ def table(summary: Summary) -> "rich.table.Table":
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
     models = with_training(summary)
-    headline = HEADLINES[summary.get("config", {}).get("evaluation", {}).get("suite", "tofu")]
-    keys = [key for key in headline if any(key in values for values in models.values())]
+    headings = headline(summary.get("config", {}).get("evaluation", {}).get("suite", "tofu"))
+    keys = [key for key in headings if any(key in values for values in models.values())]
     for key in keys:
-        out.add_column(f"{headline[key]} {arrow(key)}", justify="right", no_wrap=True)
+        out.add_column(f"{headings[key]} {arrow(key)}", justify="right", no_wrap=True)
     for model, values in models.items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
         cells = [format_value(key, measured(values, key)) for key in keys]

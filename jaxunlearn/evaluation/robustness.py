@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxunlearn.evaluation import report
 from jaxunlearn.evaluation.entries import Entry, entry
-from jaxunlearn.evaluation.melu import harmonic_mean
+from jaxunlearn.evaluation.metrics import harmonic_mean
 
 if TYPE_CHECKING:
     import rich.table

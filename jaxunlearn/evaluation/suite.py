@@ -1,5 +1,6 @@
 """The evaluation of one model: plan the rows, forward each once, generate once, compute metrics."""
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -7,24 +8,19 @@ import numpy as np
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
-from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import embed, melu, metrics, privacy, tofu
+from jaxunlearn.data.rows import EvalSet, Text
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation import benchmark, embed, measuring
 from jaxunlearn.evaluation.answering import answer_texts
 from jaxunlearn.evaluation.embed import Embedder
-from jaxunlearn.evaluation.entries import Entry, entry
 from jaxunlearn.evaluation.forward import score
-from jaxunlearn.evaluation.results import Results, Scores, Suite, Table
+from jaxunlearn.evaluation.gradient_norm import gradient_norm_score
+from jaxunlearn.evaluation.measuring import Rows
+from jaxunlearn.evaluation.results import Results, Scores, Table
+from jaxunlearn.evaluation.statistics import STATISTICS, Statistic
 from jaxunlearn.models.language_model import LanguageModel
 
 OnRows = Callable[[int, int], None]
-
-SUITES: Mapping[str, Suite] = {
-    "tofu": Suite(tofu.measure, tofu.answers, tofu.forget_ratios),
-    "melu": Suite(melu.measure),
-}
-"""What `evaluation.suite` can be."""
-
-_LEAK = "privacy_min_k_auc"  # what PrivLeak compares
 
 
 @dataclass(frozen=True)
@@ -33,23 +29,50 @@ class Evaluation:
 
     metrics: Table
     """Name to {"value", "n", "ci"}; value None where it could not be computed."""
-    forget_ratios: list[float | None]
-    """Truth ratio of each forget row, which forget quality compares between two models; empty for
-    suites without it."""
-    forget_rows: dict[str, list[float | None]]
-    """probability (length-normalised, of the answer) and rouge (ROUGE-L recall) of each forget
-    row, whatever the suite measures."""
+    rows: Rows
+    """`SET_STATISTIC` to the number of each of its rows, such as `forget_rouge`."""
+    roles: dict[str, str]
+    """Evaluation set to its role."""
     generations: dict[str, list[str]]
-    """Evaluation set to the generated answer of each of its rows; a holdout has none."""
+    """Evaluation set to the generated answer of each of its rows, where a metric needs one."""
     left_out: int
-    """Row texts longer than the model's limit, which no number covers."""
+    """Texts longer than the model's limit, which no number covers."""
     no_room: int
     """Questions so long that the model has no room for an answer; they count as empty answers."""
 
-    @property
-    def comparable(self) -> bool:
-        """Whether `against_retrained` adds anything."""
-        return bool(self.forget_ratios) or _LEAK in self.metrics
+    def of_role(self, role: str, statistic: str) -> np.ndarray | None:
+        """A statistic of all rows of the sets of this role, nan where none; None if not known."""
+        names = [f"{name}_{statistic}" for name, own in self.roles.items() if own == role]
+        if not names or any(name not in self.rows for name in names):
+            return None
+        values = [value for name in names for value in self.rows[name]]
+        return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def check(config: EvaluationConfig, roles: Mapping[str, str] | None = None) -> None:
+    """Refuses settings that the suite cannot follow.
+
+    Args:
+      config: of the evaluation.
+      roles: evaluation set to its role, if known.
+
+    Raises:
+      UserError: no such suite, a setting that means nothing to it, or nothing for it to measure.
+    """
+    chosen = benchmark.load(config.suite)
+    used = {metric.statistic for metric in chosen.metrics if metric.statistic}
+    if config.embedder is not None and not any(STATISTICS[name].embeds for name in used):
+        raise UserError(
+            f"evaluation.embedder: suite {config.suite} does not compare meanings; leave it out"
+        )
+    if (config.compat == "melu") > ("melu" in used):
+        raise UserError(f"evaluation.compat: melu is for suite melu, not {config.suite}")
+    if roles is not None and not any(chosen.plan(roles).values()):
+        there = ", ".join(f"{name} ({role})" for name, role in roles.items())
+        raise UserError(
+            f"evaluation.suite: {config.suite} measures nothing of the evaluation sets {there};"
+            " choose another suite, or add its sets with data.sets"
+        )
 
 
 def evaluate(
@@ -66,59 +89,62 @@ def evaluate(
 
     Args:
       model: with a tokenizer.
-      sets: name to rows and role; `limit_sets` cuts them down. A holdout is compared to the
-        forget rows by the measures of `privacy`, and has no part in any other number.
+      sets: name to rows and role; `limit_sets` cuts them down. Sets that no metric needs are not
+        forwarded.
       config: suite, batch size, generation length and embedder.
       template: prompt for tokenizers without a chat template.
       max_length: tokens a row may have; longer ones are left out and counted.
-      judge: embeds texts where the config names no embedder. Models that are to be compared need
-        the same one; None: the model itself.
+      judge: says how likely generated answers are, and embeds texts where the config names no
+        embedder. Models that are to be compared need the same one; None: the model itself.
       on_rows: called with (rows done, rows in all) as work goes on.
 
     Raises:
-      UserError: the tokenizer is not the model's own, or the embedder cannot be used.
+      UserError: no such suite, the tokenizer is not the model's own, or the embedder cannot be
+        used.
     """
-    chosen_suite = SUITES[config.suite]
-    holdout = tuple(row for s in sets.values() if s.role == "holdout" for row in s.rows)
-    sets = {name: chosen for name, chosen in sets.items() if chosen.role != "holdout"}
-    rows = [row for chosen in sets.values() for row in chosen.rows]
-    texts = {(row.question, text) for row in rows for text in chosen_suite.answers(row)}
-    pairs = sorted(texts | {row.key for row in holdout})
-    encoded = tokens.encode(model.tokenizer, pairs, template=template, max_length=max_length)
-    prompts = [(name, row) for name, chosen in sets.items() for row in chosen.rows]
-    progress = _Progress(len(encoded.kept) + len(prompts), on_rows)
-    stats = score(
-        model.config,
-        model.params,
-        encoded.table,
-        lora=model.lora,
-        batch_size=config.batch_size,
-        moments=bool(holdout),
-        on_rows=progress.add,
+    chosen = benchmark.load(config.suite)
+    roles = {name: one.role for name, one in sets.items()}
+    plan = {
+        name: [STATISTICS[one] for one in statistics]
+        for name, statistics in chosen.plan(roles).items()
+    }
+    work = _Work(model, judge or model, config, template, max_length)
+    texts = sorted(
+        {
+            text
+            for name, statistics in plan.items()
+            for row in sets[name].rows
+            for statistic in statistics
+            for text in statistic.texts(row)
+        }
     )
-    place = {pairs[index]: row for row, index in enumerate(encoded.kept)}
-    ids = [tokens.prompt_tokens(model.tokenizer, r.question, template=template) for _, r in prompts]
-    answers, no_room = answer_texts(model, ids, config, on_rows=progress.add)
-    generations: dict[str, list[str]] = {name: [] for name in sets}
-    for (name, _), text in zip(prompts, answers, strict=True):
-        generations[name].append(text)
+    asked = _sets_that(plan, "generates")
+    judged = _sets_that(plan, "judged")
+    sloped = _sets_that(plan, "gradients")
+    work.expect(len(texts), *(len(sets[n].rows) for n in (*asked, *judged, *sloped)), show=on_rows)
+    moments = any(one.moments for statistics in plan.values() for one in statistics)
+    scores = work.score(model, texts, moments=moments)
+    generations, no_room = work.generate({name: sets[name] for name in asked})
+    said = [
+        row.key._replace(answer=answer)
+        for name in judged
+        for row, answer in zip(sets[name].rows, generations[name], strict=True)
+        if answer
+    ]
     results = Results(
         sets,
-        Scores(stats, place),
+        scores,
         generations,
         final_eos=model.tokenizer.eos_token_id is not None,
-        embedder=_embedder(judge or model, rows, config),
+        embedder=_embedder(judge or model, sets, config),
         config=config,
-        holdout=holdout,
+        judged=work.judge_texts(said, scores),
+        gradient_norms=work.gradient_norms([row.key for n in sloped for row in sets[n].rows]),
     )
-    return Evaluation(
-        {**chosen_suite.measure(results), **privacy.measure(results)},
-        chosen_suite.forget_ratios(results),
-        _forget_rows(results),
-        generations,
-        len(encoded.left_out),
-        no_room,
-    )
+    work.done()
+    table, rows = measuring.measure(chosen, results)
+    left_out = len(texts) - len(scores.place)
+    return Evaluation(table, rows, roles, generations, left_out, no_room)
 
 
 def limit_sets(sets: Mapping[str, EvalSet], limit: int | None) -> dict[str, EvalSet]:
@@ -129,60 +155,149 @@ def limit_sets(sets: Mapping[str, EvalSet], limit: int | None) -> dict[str, Eval
     for name, chosen in sets.items():
         count = min(limit, len(chosen.rows))
         places = [i * len(chosen.rows) // count for i in range(count)]
-        cut[name] = EvalSet(chosen.role, tuple(chosen.rows[place] for place in places))
+        rows = tuple(chosen.rows[place] for place in places)
+        cut[name] = dataclasses.replace(chosen, rows=rows)
     return cut
 
 
-def against_retrained(evaluation: Evaluation, retrained: Evaluation) -> Table:
-    """What comparing a model to the retrained one adds: forget quality if the suite has it, and
-    PrivLeak if there is a holdout."""
-    found: Table = {}
-    if evaluation.forget_ratios:
-        found["forget_quality"] = forget_quality(evaluation, retrained)
-    if _LEAK in evaluation.metrics:
-        ours, theirs = evaluation.metrics[_LEAK], retrained.metrics[_LEAK]
-        known = None not in (ours["value"], theirs["value"])
-        leak = privacy.priv_leak(ours["value"], theirs["value"]) if known else np.nan
-        found["priv_leak"] = entry(leak, ours["n"])
-    return found
+def needs_judge(config: EvaluationConfig) -> bool:
+    """Whether another model than the evaluated one has a say."""
+    used = [STATISTICS[m.statistic] for m in benchmark.load(config.suite).metrics if m.statistic]
+    embeds = config.embedder is None and any(one.embeds for one in used)
+    return embeds or any(one.judged for one in used)
 
 
-def forget_quality(evaluation: Evaluation, retrained: Evaluation) -> Entry:
-    """TOFU's forget quality of a model against the retrained one, as a metric entry."""
-    ours, theirs = (
-        np.array([np.nan if r is None else r for r in e.forget_ratios], np.float64)
-        for e in (evaluation, retrained)
-    )
-    return entry(metrics.forget_quality(ours, theirs), int(np.isfinite(ours).sum()))
+def comparable(config: EvaluationConfig, evaluation: Evaluation) -> bool:
+    """Whether a retrained model adds anything to an evaluation."""
+    return bool(against_retrained(config, evaluation, evaluation))
 
 
-def _forget_rows(results: Results) -> dict[str, list[float | None]]:
-    names = [name for name, chosen in results.sets.items() if chosen.role == "forget"]
-    rows = [row for name in names for row in results.sets[name].rows]
-    texts = [text for name in names for text in results.generations[name]]
-    found = {
-        "probability": np.exp(results.scores.mean_log_probs([row.key for row in rows])),
-        "rouge": metrics.rouge_l_recall(texts, [row.answer for row in rows]),
-    }
-    return {
-        name: [float(value) if np.isfinite(value) else None for value in values]
-        for name, values in found.items()
-    }
+def against_retrained(
+    config: EvaluationConfig, evaluation: Evaluation, retrained: Evaluation
+) -> Table:
+    """What comparing a model to the retrained one adds: forget quality, PrivLeak and the like, as
+    far as the suite has them.
+
+    Args:
+      config: of both evaluations.
+      evaluation: of the model.
+      retrained: of the model that never saw the forget rows, on the same sets.
+    """
+    chosen = benchmark.load(config.suite)
+    ours, theirs = ((one.metrics, one.rows) for one in (evaluation, retrained))
+    return measuring.against(chosen, evaluation.roles, ours, theirs)
 
 
-class _Progress:
-    """Adds up finished rows for a progress bar."""
+def _sets_that(plan: Mapping[str, Sequence[Statistic]], need: str) -> list[str]:
+    """The sets of which a statistic has this need."""
+    return [name for name, found in plan.items() if any(getattr(one, need) for one in found)]
 
-    def __init__(self, total: int, report: OnRows | None):
-        self.done, self.total, self.report = 0, total, report
+
+class _Work:
+    """The passes of one evaluation, and how far they have come."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        judge: LanguageModel,
+        config: EvaluationConfig,
+        template: str,
+        max_length: int,
+    ):
+        self.model, self.judge, self.config = model, judge, config
+        self.template, self.max_length = template, max_length
+        self._rows, self._total, self._show = 0, 0, None
+
+    def expect(self, *rows: int, show: OnRows | None) -> None:
+        self._total, self._show = sum(rows), show
 
     def add(self, rows: int) -> None:
-        self.done += rows
-        if self.report is not None:
-            self.report(self.done, self.total)
+        self._rows += rows
+        if self._show is not None:
+            self._show(min(self._rows, self._total), self._total)
+
+    def done(self) -> None:
+        """Texts that needed no work of their own count as done."""
+        self.add(self._total - self._rows)
+
+    def score(self, model: LanguageModel, texts: Sequence[Text], *, moments: bool) -> Scores:
+        encoded = self._encode(model, texts)
+        stats = score(
+            model.config,
+            model.params,
+            encoded.table,
+            lora=model.lora,
+            batch_size=self.config.batch_size,
+            moments=moments,
+            on_rows=self.add,
+        )
+        return Scores(stats, {texts[index]: row for row, index in enumerate(encoded.kept)})
+
+    def generate(self, sets: Mapping[str, EvalSet]) -> tuple[dict[str, list[str]], int]:
+        """Set to its answers, and how many questions left no room; a prompt is answered once."""
+        tokenizer, found, no_room = self.model.tokenizer, {}, 0
+        lengths = {name: one.max_new_tokens for name, one in sets.items()}
+        for length in dict.fromkeys(lengths.values()):
+            names = [name for name in sets if lengths[name] == length]
+            keys = [row.key._replace(answer="") for name in names for row in sets[name].rows]
+            distinct = list(dict.fromkeys(keys))
+            prompts = [
+                tokens.prompt_tokens(tokenizer, key.question, template=self.template)
+                for key in distinct
+            ]
+            settings = self.config
+            if length is not None:
+                settings = dataclasses.replace(settings, max_new_tokens=length)
+            texts, count = answer_texts(self.model, prompts, settings, on_rows=self.add)
+            no_room += count
+            answers = dict(zip(distinct, texts, strict=True))
+            for name in names:
+                found[name] = [
+                    _until(answers[row.key._replace(answer="")], sets[name].until)
+                    for row in sets[name].rows
+                ]
+        return {name: found[name] for name in sets}, no_room
+
+    def judge_texts(self, texts: Sequence[Text], scores: Scores) -> dict[Text, float]:
+        """Mean log-probability of texts under the judge."""
+        distinct = list(dict.fromkeys(texts))
+        # What the judge itself was evaluated on is known already.
+        known = [text for text in distinct if self.judge is self.model and text in scores.place]
+        found = dict(zip(known, scores.mean_log_probs(known), strict=True))
+        new = sorted(set(distinct) - set(known))
+        if new:
+            judged = self.score(self.judge, new, moments=False)
+            found |= dict(zip(new, judged.mean_log_probs(new), strict=True))
+        return found
+
+    def gradient_norms(self, texts: Sequence[Text]) -> dict[Text, float]:
+        distinct = list(dict.fromkeys(texts))
+        if not distinct:
+            return {}
+        encoded, model = self._encode(self.model, distinct), self.model
+        norms = gradient_norm_score(model.config, model.params, encoded.table, lora=model.lora)
+        return {distinct[index]: float(norms[row]) for row, index in enumerate(encoded.kept)}
+
+    def _encode(self, model: LanguageModel, texts: Sequence[Text]) -> tokens.Encoded:
+        return tokens.encode(
+            model.tokenizer,
+            [(text.question, text.answer) for text in texts],
+            template=self.template,
+            max_length=min(self.max_length, model.config.max_positions),
+        )
 
 
-def _embedder(judge: LanguageModel, rows: Sequence[Row], config: EvaluationConfig) -> Embedder:
+def _until(answer: str, ends: Sequence[str]) -> str:
+    """The answer before the first of its ends."""
+    for end in ends:
+        answer = answer.partition(end)[0]
+    return answer.strip()
+
+
+def _embedder(
+    judge: LanguageModel, sets: Mapping[str, EvalSet], config: EvaluationConfig
+) -> Embedder:
     if config.embedder is not None:
         return embed.load(config.embedder)
-    return embed.from_model(judge, [row.answer for row in rows], batch_size=config.batch_size)
+    answers = [row.answer for one in sets.values() if one.role != "holdout" for row in one.rows]
+    return embed.from_model(judge, answers, batch_size=config.batch_size)

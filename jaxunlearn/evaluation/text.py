@@ -66,6 +66,55 @@ def identical_rate(texts: Sequence[str]) -> float:
     return count / len(texts)
 
 
+def repetition(texts: Sequence[str], n: int = 4) -> np.ndarray:
+    """How much each text repeats itself: the share of its n-grams of words that came before.
+
+    `1 - distinct n-grams / n-grams`; 0 for a text with fewer than n words.
+
+    Args:
+      texts: m of them.
+      n: words in an n-gram.
+
+    Returns:
+      `[m]` in [0, 1].
+
+    Reference:
+      Welleck et al., Neural Text Generation with Unlikelihood Training, arXiv 1908.04319
+      (seq-rep-4).
+
+    >>> repetition(["a a a a a", "a b c d e"])
+    array([0.5, 0. ])
+    """
+    return np.array([1 - distinct_n([text], n) if len(text.split()) >= n else 0 for text in texts])
+
+
+def broken(texts: Sequence[str]) -> np.ndarray:
+    """Which texts are no answers at all: without a letter or digit, with bytes that are no text, or
+    of which at least half is repetition.
+
+    Args:
+      texts: n generations.
+
+    Returns:
+      float `[n]`, 1 for a broken one.
+
+    >>> broken(["Paris", "", "?!", "so so so so so so", "caf\ufffd"])
+    array([0., 1., 1., 1., 1.])
+    """
+    worn = repetition(texts) >= 0.5
+    noise = [not re.search(r"[^\W_]", text) or "\ufffd" in text for text in texts]
+    return (worn | np.array(noise, bool)).astype(np.float64)
+
+
+def same_words(one: str, other: str) -> bool:
+    """Whether two texts are equal but for case and white space.
+
+    >>> same_words(" New  york", "New York"), same_words("York", "New York")
+    (True, False)
+    """
+    return one.casefold().split() == other.casefold().split()
+
+
 def refused(texts: Sequence[str], known: Sequence[str] = ()) -> np.ndarray:
     """Which texts refuse to answer.
 

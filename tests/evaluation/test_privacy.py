@@ -21,7 +21,11 @@ from jaxunlearn.models import transformer
 TEMPLATE = "Question: {question}\nAnswer:"
 SETTINGS = EvaluationConfig(max_new_tokens=2, batch_size=32)
 ATTACKS = ("loss", "zlib", "min_k", "min_k_plus_plus")
-NAMES = [*(f"privacy_{name}_auc" for name in ATTACKS), "privacy_loss_tpr_at_1"]
+NAMES = [
+    *(f"privacy_{name}_auc" for name in ATTACKS),
+    "privacy_loss_tpr_at_1",
+    "privacy_loss_tpr_at_0.1",
+]
 # Row 0 has five answer tokens, row 1 one, row 2 none.
 LOG_PROBS = np.array([[0, -1, -2, -6, -3, -4.0], [0, -9, -0.5, -9, -9, -9], [-1.0] * 6])
 MASK = np.array([[0, 1, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0], [0] * 6], bool)
@@ -69,11 +73,6 @@ def test_min_k_plus_plus_standardises_first():
     # Where nothing is open there is nothing to standardise by, and no division by 0.
     certain = privacy.min_k_plus_plus(np.zeros((1, 2)), *np.zeros((2, 1, 2)), np.ones((1, 2), bool))
     np.testing.assert_array_equal(certain, [0])
-
-
-def test_reference_score():
-    found = privacy.reference_score(np.array([-1.0, -2.0]), np.array([-3.0, -1.5]))
-    np.testing.assert_array_equal(found, [2, -0.5])
 
 
 SCORES = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12).map(np.array)
@@ -186,12 +185,12 @@ def evaluate(model, sets, **changes):
     return suite.evaluate(model, sets, settings, template=TEMPLATE, max_length=128)
 
 
-@pytest.mark.parametrize("name", list(suite.SUITES))
+@pytest.mark.parametrize("name", ["tofu", "melu"])
 def test_a_holdout_adds_its_entries_and_changes_no_other(tiny, with_holdout, name):
     without = {key: s for key, s in with_holdout.items() if s.role != "holdout"}
     plain = evaluate(tiny, without, suite=name)
     found = evaluate(tiny, with_holdout, suite=name)
-    assert list(found.metrics) == [*plain.metrics, *NAMES]
+    assert set(found.metrics) == {*plain.metrics, *NAMES}
     for key, entry in plain.metrics.items():
         assert found.metrics[key]["n"] == entry["n"]
         values = [e["value"] for e in (found.metrics[key], entry)]
@@ -234,23 +233,29 @@ def test_rows_that_no_model_saw_are_not_told_apart(tiny, with_holdout):
 
 def test_against_the_retrained_model(tiny, with_holdout):
     ours = evaluate(tiny, with_holdout)
-    assert suite.against_retrained(ours, ours)["priv_leak"] == {"value": 0.0, "n": 40, "ci": None}
+
+    def against(one, other):
+        return suite.against_retrained(SETTINGS, one, other)
+
+    assert against(ours, ours)["priv_leak"] == {"value": 0.0, "n": 40, "ci": None}
+    # Each row as likely as under the retrained model: chance.
+    assert against(ours, ours)["privacy_reference_auc"]["value"] == 0.5
     # A model that had learned the forget rows.
     learned = {"value": 1.0, "n": 40, "ci": None}
     theirs = dataclasses.replace(ours, metrics=ours.metrics | {"privacy_min_k_auc": learned})
     area = ours.metrics["privacy_min_k_auc"]["value"]
-    leak = suite.against_retrained(theirs, ours)["priv_leak"]["value"]
+    leak = against(theirs, ours)["priv_leak"]["value"]
     assert leak == pytest.approx((1 - area) / area)
     unknown = dataclasses.replace(
         ours, metrics=ours.metrics | {"privacy_min_k_auc": learned | {"value": None}}
     )
-    assert suite.against_retrained(ours, unknown)["priv_leak"]["value"] is None
+    assert against(ours, unknown)["priv_leak"]["value"] is None
     plain = evaluate(tiny, {"forget": EvalSet("forget", with_holdout["forget"].rows)})
-    assert list(suite.against_retrained(plain, plain)) == ["forget_quality"]
+    assert list(against(plain, plain)) == ["forget_quality"]
 
 
 def test_a_report_has_them_under_privacy():
-    for key in (*NAMES, "priv_leak"):
+    for key in (*NAMES, "priv_leak", "privacy_reference_auc", "privacy_gradient_norm_auc"):
         heading = columns.column(key, [{key: {"value": 0.5, "n": 40}}])
         assert (heading["group"], heading["arrow"], heading["n"]) == ("privacy", "", 40)
         assert "_" not in heading["label"] and "privacy" not in heading["label"]

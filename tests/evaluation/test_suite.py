@@ -49,15 +49,25 @@ def test_batch_size_changes_nothing(tiny, world):
 
 def test_every_distinct_text_is_forwarded_once(tiny, monkeypatch):
     row = Row("Who?", "Ann", paraphrased_answer="It is Ann", perturbed_answers=("Bob", "Cid"))
-    seen = []
+    seen, asked = [], []
 
     def counting(config, params, table, **options):
-        seen.append(len(table.tokens))
+        seen.extend(row.tobytes() for row in table.tokens)
         return forward.score(config, params, table, **options)
 
+    def answering(model, prompts, config, **options):
+        asked.extend(map(tuple, prompts))
+        return answering.real(model, prompts, config, **options)
+
+    answering.real = suite.answer_texts
     monkeypatch.setattr(suite, "score", counting)
-    evaluate(tiny, {"forget": EvalSet("forget", (row, row)), "retain": EvalSet("retain", (row,))})
-    assert seen == [4]
+    monkeypatch.setattr(suite, "answer_texts", answering)
+    sets = {"forget": EvalSet("forget", (row, row)), "retain": EvalSet("retain", (row,))}
+    found = evaluate(tiny, sets)
+    # Four answers, and what the model says, which it judges itself.
+    said = set(found.generations["forget"]) - {""}
+    assert len(seen) == len(set(seen)) == 4 + len(said)
+    assert len(asked) == 1
 
 
 def test_nine_numbers_make_the_utility(tiny, world):
@@ -102,13 +112,16 @@ def test_questions_without_room_for_an_answer_are_counted(tiny):
 def test_without_wrong_answers_there_is_no_truth_ratio(tiny):
     result = evaluate(tiny, {"forget": EvalSet("forget", (Row("Who?", "Ann"),))})
     assert result.metrics["forget_truth_ratio"]["value"] is None
-    assert result.forget_ratios == [None]
-    assert suite.forget_quality(result, result)["value"] is None
+    assert result.rows["forget_truth_ratio"] == [None]
+    compared = suite.against_retrained(SETTINGS, result, result)
+    assert compared == {"forget_quality": {"value": None, "n": 0, "ci": None}}
 
 
 def test_forget_quality_of_a_model_against_itself_is_one(tiny, world):
     result = evaluate(tiny, world.evaluation)
-    assert suite.forget_quality(result, result)["value"] == 1.0
+    compared = suite.against_retrained(SETTINGS, result, result)
+    n = len(world.evaluation["forget"].rows)
+    assert compared == {"forget_quality": {"value": 1.0, "n": n, "ci": None}}
 
 
 @pytest.mark.parametrize(("limit", "count"), [(None, 24), (5, 5), (99, 24)])

@@ -1,0 +1,194 @@
+"""A benchmark is one file of declarative rows: which data, which statistic, which aggregation.
+
+    name: mine
+    about: what it measures
+    include: [privacy]
+    metrics:
+      - {metric: "{set}_rouge", data: [forget, retain], statistic: rouge, source: "W04-1013"}
+      - {metric: model_utility, of: [retain_rouge, 1 - forget_rouge], aggregation: harmonic_mean}
+
+`data` names roles (forget, retain, general, holdout) or evaluation sets. A metric with {set} in its
+name is measured of each of them, another one of all their rows together; one whose data is not
+there is left out. `versus` names the rows that those of `data` are compared to, and `against:
+retrained` compares with the retrained model. `of` names other metrics, or `1 - ` one of them.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES
+from jaxunlearn.evaluation.statistics import STATISTICS
+from jaxunlearn.validation import kind_of, validate
+
+_FOLDER = Path(__file__).parent / "benchmarks"
+_STRICT = ConfigDict(extra="forbid")
+SET = "{set}"
+_COMPLEMENT = "1 - "
+Names = Annotated[
+    tuple[str, ...], BeforeValidator(lambda value: (value,) if isinstance(value, str) else value)
+]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Metric:
+    """One row of a benchmark."""
+
+    metric: str
+    """Its name in tables."""
+    data: Names = ()
+    statistic: str | None = None
+    """A name of `STATISTICS`."""
+    aggregation: str = "mean"
+    versus: Names = ()
+    against: Literal["retrained"] | None = None
+    of: Names = ()
+    source: str = ""
+    """Where it is defined: paper and section."""
+
+    def __post_init__(self):
+        """Refuse rows that make no sense."""
+        if bool(self.of) == (self.statistic is not None):
+            raise ValueError(f"{self.metric}: give either data and statistic, or of")
+        if self.statistic is not None:
+            _known(f"{self.metric}: statistic", self.statistic, STATISTICS)
+            if not self.data:
+                raise ValueError(f"{self.metric}: data is missing; name roles or evaluation sets")
+        kinds = [SAMPLES] if self.versus or self.against else [ROWS]
+        if self.of:
+            kinds = [NUMBERS, *([CHANGES] if self.against else [])]
+        _known(f"{self.metric}: aggregation", self.aggregation, [key for k in kinds for key in k])
+        if self.aggregation in (*CHANGES, "from_chance") and len(self.of) != 1:
+            raise ValueError(f"{self.metric}: {self.aggregation} is of one metric")
+
+    @property
+    def each_set(self) -> bool:
+        """Measured of each set by itself."""
+        return SET in self.metric
+
+    def applies(self, roles: Mapping[str, str]) -> bool:
+        """Whether there are rows that it is about."""
+        both = (self.data, *([self.versus] if self.versus else []))
+        return all(matched(names, roles) for names in both)
+
+    def parts(self, roles: Mapping[str, str]) -> list[tuple[str, bool]]:
+        """The metrics that it is `of`, and whether each is to be taken from 1."""
+        names = [one.removeprefix(_COMPLEMENT) for one in self.of]
+        sets = matched(self.data, roles) or [""]
+        return [
+            (name.replace(SET, of_set), one != name)
+            for of_set in sets
+            for one, name in zip(self.of, names, strict=True)
+        ]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Benchmark:
+    """What is measured."""
+
+    name: str
+    about: str
+    metrics: tuple[Metric, ...] = ()
+    include: Names = ()
+    """Built-in benchmarks whose metrics come after these."""
+    headline: Mapping[str, str] = Field(default_factory=dict)
+    """Metrics of the table in the terminal, with their short headings."""
+
+    def plan(self, roles: Mapping[str, str]) -> dict[str, set[str]]:
+        """Set to the names of the statistics that have to be known of its rows.
+
+        Args:
+          roles: set to its role.
+        """
+        found: dict[str, set[str]] = {name: set() for name in roles}
+        for metric in self.metrics:
+            if metric.statistic is not None and metric.applies(roles):
+                for name in matched((*metric.data, *metric.versus), roles):
+                    found[name].add(metric.statistic)
+        return found
+
+
+def matched(names: Sequence[str], roles: Mapping[str, str]) -> list[str]:
+    """Those of the sets (name to role) that are named, by themselves or by their role."""
+    return [name for name, role in roles.items() if name in names or role in names]
+
+
+def built_in() -> list[str]:
+    """Names of the benchmarks that come with the library."""
+    return sorted(path.stem for path in _FOLDER.glob("*.yaml"))
+
+
+def load(name: str) -> Benchmark:
+    """A benchmark by name, or several as one.
+
+    Args:
+      name: of a built-in one, or path/to/file.yaml; or some of these with + between them, such as
+        tofu+wmdp.
+
+    Raises:
+      UserError: there is none of this name, or its file is not one.
+    """
+    parts = [_load(part.strip()) for part in name.split("+")]
+    distinct: dict[tuple[str, Names], Metric] = {}
+    for part in parts:
+        for metric in part.metrics:
+            distinct.setdefault((metric.metric, metric.data), metric)
+    return dataclasses.replace(parts[0], name=name, metrics=tuple(distinct.values()))
+
+
+def has(name: str, metric: str) -> bool:
+    """Whether a suite has a metric of this name."""
+    return any(one.metric == metric for one in load(name).metrics)
+
+
+def version(name: str) -> str | None:
+    """A hash of the user's own files of a suite; None if there are none."""
+    own = [part.strip() for part in name.split("+") if part.strip() not in built_in()]
+    texts = [Path(part).read_bytes() for part in own]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:16] if own else None
+
+
+def _load(name: str) -> Benchmark:
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        return _read(path)
+    if name not in built_in():
+        raise UserError(
+            f"evaluation.suite: no suite {name!r}; there are {', '.join(built_in())}, or give the"
+            " path of a .yaml file"
+        )
+    return _built_in(name)
+
+
+@cache
+def _built_in(name: str) -> Benchmark:
+    return _read(_FOLDER / f"{name}.yaml")
+
+
+def _read(path: Path) -> Benchmark:
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"evaluation.suite: {path}: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path}: a suite is a mapping of keys to values, found {kind_of(tree)}")
+    own = validate(Benchmark, tree, where=str(path))
+    metrics = [*own.metrics, *(one for name in own.include for one in _load(name).metrics)]
+    if not metrics:
+        raise UserError(f"{path}: no metrics; add some, or include a built-in suite")
+    return dataclasses.replace(own, metrics=tuple(metrics), include=())
+
+
+def _known(what: str, name: str, allowed: Any) -> None:
+    if name not in allowed:
+        raise ValueError(f"{what} {name!r} is unknown; use one of {', '.join(allowed)}")

@@ -1,0 +1,124 @@
+"""What a benchmark's rows come to, of one model and beside the retrained model."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES
+from jaxunlearn.evaluation.benchmark import SET, Benchmark, Metric, matched
+from jaxunlearn.evaluation.entries import Entry, entry
+from jaxunlearn.evaluation.results import Results, Table
+from jaxunlearn.evaluation.statistics import STATISTICS
+
+Rows = dict[str, list[float | None]]
+"""`SET_STATISTIC` to one number per row of the set; None where a row has none."""
+
+
+def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
+    """Every metric that needs no other model, and the numbers of the rows behind them."""
+    roles = {name: chosen.role for name, chosen in results.sets.items()}
+    values = {
+        (name, statistic): STATISTICS[statistic].values(results, name)
+        for name, statistics in benchmark.plan(roles).items()
+        for statistic in sorted(statistics)
+    }
+
+    def sample(names: Sequence[str], statistic: str) -> np.ndarray:
+        return np.concatenate([values[name, statistic] for name in names])
+
+    found: Table = {}
+    for metric in benchmark.metrics:
+        if metric.of and not metric.against:
+            found[metric.metric] = entry(np.nan, 0)  # its place; its value needs the others'
+        if metric.of or metric.against or not metric.applies(roles):
+            continue
+        about = STATISTICS[metric.statistic].of
+        names = [
+            name
+            for name in matched(metric.data, roles)
+            if any(about(row) for row in results.sets[name].rows)
+        ]
+        if not names:
+            continue
+        for group in [[name] for name in names] if metric.each_set else [names]:
+            mine = sample(group, metric.statistic)
+            if metric.versus:
+                others = sample(matched(metric.versus, roles), metric.statistic)
+                one = SAMPLES[metric.aggregation](mine, others)
+            else:
+                rows = [row for name in group for row in results.sets[name].rows]
+                one = ROWS[metric.aggregation](mine, rows)
+            found[metric.metric.replace(SET, group[0])] = one
+    for metric in benchmark.metrics:
+        if metric.of and not metric.against:
+            found[metric.metric] = _of_metrics(metric, found, roles)
+    numbers = {
+        f"{name}_{statistic}": [float(v) if np.isfinite(v) else None for v in array]
+        for (name, statistic), array in values.items()
+        if array.ndim == 1 and array.dtype != object
+    }
+    return found, numbers
+
+
+def against(
+    benchmark: Benchmark,
+    roles: Mapping[str, str],
+    ours: tuple[Table, Rows],
+    theirs: tuple[Table, Rows],
+) -> Table:
+    """Every metric that compares with the retrained model.
+
+    Args:
+      benchmark: what is measured.
+      roles: set to its role.
+      ours: what `measure` found of the model.
+      theirs: the same of the retrained model; what is missing there gives no metric.
+    """
+    (our_table, our_rows), (their_table, their_rows) = ours, theirs
+    found: Table = {}
+    for metric in benchmark.metrics:
+        if not metric.against:
+            continue
+        if metric.aggregation in CHANGES:
+            ((name, _),) = metric.parts(roles)
+            if name in our_table and name in their_table:
+                found[metric.metric] = _change(metric, our_table[name], their_table[name])
+        elif metric.of:
+            found[metric.metric] = _of_metrics(metric, our_table | found, roles)
+        elif metric.applies(roles):
+            names, others = matched(metric.data, roles), matched(metric.versus, roles)
+            needed = [f"{name}_{metric.statistic}" for name in (*names, *others)]
+            if all(key in their_rows for key in needed):
+                left, right = _sample(our_rows, names, metric), _sample(their_rows, names, metric)
+                if others:
+                    # Each row relative to what the retrained model says to it.
+                    left = left - right
+                    right = _sample(our_rows, others, metric) - _sample(their_rows, others, metric)
+                found[metric.metric] = SAMPLES[metric.aggregation](left, right)
+    return found
+
+
+def _sample(rows: Rows, names: Sequence[str], metric: Metric) -> np.ndarray:
+    values = [value for name in names for value in rows[f"{name}_{metric.statistic}"]]
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _of_metrics(metric: Metric, found: Table, roles: Mapping[str, str]) -> Entry:
+    parts = [
+        _from_1(found[name]) if complement else found[name]
+        for name, complement in metric.parts(roles)
+        if name in found
+    ]
+    return NUMBERS[metric.aggregation](parts)
+
+
+def _from_1(one: Entry) -> Entry:
+    """1 minus an entry."""
+    interval = None if one["ci"] is None else tuple(1 - bound for bound in reversed(one["ci"]))
+    return entry(np.nan if one["value"] is None else 1 - one["value"], one["n"], interval)
+
+
+def _change(metric: Metric, ours: Entry, theirs: Entry) -> Entry:
+    known = None not in (ours["value"], theirs["value"])
+    change = CHANGES[metric.aggregation](ours["value"], theirs["value"]) if known else np.nan
+    return entry(change, ours["n"])
