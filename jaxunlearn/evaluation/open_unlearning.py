@@ -1,6 +1,6 @@
 """Metrics as open-unlearning computes them, where that is not what `metrics` and `privacy` do.
 
-Read at its commit d3d7cf9 and in the versions before it.
+As of its commit d3d7cf9.
 
     option probability   1e-10 more below the line
     truth ratio          1e-10 more below the line, and again in its score on forget rows
