@@ -12,7 +12,7 @@ from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
 _WITH_CONFIG = ("run", "sweep", "finetune", "evaluate")
-_OWN_OPTIONS = ("--help", "--print-config", "--json", "--grid")
+_OWN_OPTIONS = ("--help", "--print-config", "--json", "--logs", "--grid")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +78,8 @@ def _parser() -> argparse.ArgumentParser:
     own_help = "YAML file; left out: the run folder's own config, else the built-in quickstart"
     sub.add_argument("config", nargs="?", help=own_help)
     sub.add_argument("--json", metavar="FILE", help="write the numbers to a file")
+    logs_help = "write TOFU_EVAL.json and TOFU_SUMMARY.json as open-unlearning does"
+    sub.add_argument("--logs", metavar="FOLDER", help=logs_help)
 
     sub = command("generate", _generate, "continue a prompt")
     sub.add_argument("model", help=model_help)
@@ -235,7 +237,9 @@ def _evaluate(options: argparse.Namespace) -> None:
 
     model = _model(options.model)
     path = settings.model.retrained
-    evaluation = experiment.evaluate(model, settings, None if path is None else _model(path))
+    retrained = None if path is None else _model(path)
+    logs = None if options.logs is None else Path(options.logs)
+    evaluation = experiment.evaluate(model, settings, retrained, logs)
     for name, entry in evaluation.metrics.items():
         value = "-" if entry["value"] is None else f"{entry['value']:.4g}"
         print(f"{name:<34} {value:>10}   n={entry['n']}")

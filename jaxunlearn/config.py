@@ -278,6 +278,8 @@ class EvaluationConfig:
     compat: Literal["paper", "melu", "open-unlearning"] = "paper"
     """melu: ROUGE-L counts the words of the generation, not of the answer, as MELU's code does;
     open-unlearning: its formulas where they differ from the papers'."""
+    retain_log: str | None = None
+    """TOFU_EVAL.json that open-unlearning wrote of a retrained model, in the place of one."""
     embedder_version: str | None = None
     """A hash of the embedder's file, filled in."""
     suite_version: str | None = None

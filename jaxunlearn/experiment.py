@@ -1,13 +1,16 @@
 """A whole experiment: prepare, unlearn, evaluate, report, export."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.data import formats
+from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import benchmark, suite
+from jaxunlearn.evaluation.open_unlearning_logs import refuse_existing, write_logs
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models.checkpoint_hf import export_model
@@ -15,7 +18,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
-from jaxunlearn.stages import Stages, evaluate_model
+from jaxunlearn.stages import Stages, check_evaluation, evaluate_model
 from jaxunlearn.user_file import file_version, user_function
 
 RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders
@@ -40,6 +43,12 @@ def resolve(experiment: Experiment) -> Experiment:
     if embedder is not None:
         user_function(embedder, key="evaluation.embedder")
     suite.check(experiment.evaluation)
+    made = experiment.finetune is not None and experiment.retrain
+    if experiment.evaluation.retain_log is not None and (made or experiment.model.retrained):
+        raise UserError(
+            "evaluation.retain_log: there is a retrained model too; remove the log, or"
+            " model.retrained (retrain: false with a finetune section)"
+        )
     needed = experiment.stop is not None and experiment.stop.metric == "utility"
     if needed and not benchmark.has(experiment.evaluation.suite, "model_utility"):
         raise UserError(
@@ -114,12 +123,25 @@ def finetune(experiment: Experiment) -> list[Path]:
 
 
 def evaluate(
-    model: LanguageModel, experiment: Experiment, retrained: LanguageModel | None = None
+    model: LanguageModel,
+    experiment: Experiment,
+    retrained: LanguageModel | None = None,
+    logs: Path | None = None,
 ) -> Evaluation:
-    """Evaluates a model on the config's data; with a retrained model also against that."""
+    """Evaluates a model on the config's data; with a retrained model, or a log of one, also against
+    that.
+
+    Args:
+      model: with a tokenizer.
+      experiment: its data and evaluation sections count.
+      retrained: a model that never saw the forget rows.
+      logs: folder for `TOFU_EVAL.json` and `TOFU_SUMMARY.json` in open-unlearning's layout.
+    """
     asked = experiment.evaluation
-    suite.check(asked)
     data = formats.load(experiment.data, experiment.seed)
+    log = check_evaluation(experiment, data)
+    if logs is not None:
+        refuse_existing(logs)
     judge = _judge(experiment)
     with Bars() as bars:
         if suite.needs_judge(asked) and experiment.finetune is not None:
@@ -132,6 +154,10 @@ def evaluate(
         if retrained is not None and suite.comparable(asked, evaluation):
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)
             evaluation.metrics.update(suite.against_retrained(asked, evaluation, reference))
+        elif log is not None:
+            evaluation.metrics.update(suite.against_log(asked, evaluation, log))
+    if logs is not None:
+        _write_logs(logs, evaluation, suite.limit_sets(data.evaluation, asked.limit))
     return evaluation
 
 
@@ -162,6 +188,18 @@ def labels(experiment: Experiment) -> dict[str, MethodConfig]:
                 name = f"{plain}_{number}"
         found[name] = method
     return found
+
+
+def _write_logs(folder: Path, evaluation: Evaluation, sets: Mapping[str, EvalSet]) -> None:
+    # There the probability of general rows is the one among the options.
+    options = {
+        key.replace("_option_", "_"): values
+        for key, values in evaluation.rows.items()
+        if key.endswith("_option_probability")
+    }
+    texts = {name: [row.key[:2] for row in chosen.rows] for name, chosen in sets.items()}
+    rows = evaluation.rows | options
+    write_logs(folder, evaluation.metrics, rows, evaluation.generations, texts)
 
 
 def _judge(experiment: Experiment) -> LanguageModel | None:

@@ -18,6 +18,7 @@ from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import embed, over_requests, report, suite
 from jaxunlearn.evaluation.card import model_card
+from jaxunlearn.evaluation.open_unlearning_logs import Log, check_split, read_log
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
@@ -68,6 +69,7 @@ class Stages:
         if settings.evaluation.embedder is not None:
             texts = [row.answer for row in self.data.forget[:2]]
             embed.load(settings.evaluation.embedder)(texts)
+        check_evaluation(settings, self.data)
         usable = set()
         for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
             found = encode_rows(self.base, rows, settings, self.limit, name, self._note)
@@ -188,6 +190,7 @@ class Stages:
           histories: label of each method to the evaluations of the target and after each request.
         """
         sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
+        log = check_evaluation(self.experiment, self.data)
         models = {}
         for label, evaluation in evaluations.items():
             compared = {}
@@ -195,6 +198,8 @@ class Stages:
                 compared = suite.against_retrained(
                     self.experiment.evaluation, evaluation, evaluations["retrained"]
                 )
+            elif log is not None:
+                compared = suite.against_log(self.experiment.evaluation, evaluation, log)
             models[label] = {**compared, **evaluation.metrics}
         summary = {
             "name": self.experiment.name,
@@ -290,6 +295,23 @@ class Stages:
         result = work()
         self.folder.add_timing(what, time.perf_counter() - begin)
         return result
+
+
+def check_evaluation(experiment: Experiment, data: UnlearningData) -> Log | None:
+    """The log that stands for a retrained model, if there is one.
+
+    Raises:
+      UserError: the suite has nothing to measure, or the log cannot be read or is of other rows.
+    """
+    settings, sets = experiment.evaluation, data.evaluation
+    suite.check(settings, {name: one.role for name, one in sets.items()})
+    if settings.retain_log is None:
+        return None
+    log = read_log(settings.retain_log)
+    if "forget" not in sets:
+        raise UserError("evaluation.retain_log: there is no evaluation set forget; leave it out")
+    check_split(log, sets["forget"].rows)
+    return log
 
 
 def evaluate_model(

@@ -7,11 +7,12 @@ retrained model.
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from jaxunlearn.data.rows import Row
-from jaxunlearn.evaluation import metrics, privacy, text
+from jaxunlearn.evaluation import metrics, open_unlearning, privacy, text
 from jaxunlearn.evaluation.entries import Entry, entry, summarise, summarise_two
 
 FORGOTTEN = 0.9
@@ -149,6 +150,18 @@ NUMBERS: Mapping[str, Callable[[Sequence[Entry]], Entry]] = {
 
 CHANGES: Mapping[str, Callable[[float, float], float]] = {
     "priv_leak": privacy.priv_leak,
+    "rel_diff": open_unlearning.rel_diff,
     "similarity_to_retrained": similarity_to_retrained,
 }
 """Of a metric and the same of the retrained model."""
+
+THEIRS: Mapping[str, Callable[..., Any]] = {
+    "closer_to_1": lambda values, rows: summarise(open_unlearning.forget_truth_ratio(values)),
+    "priv_leak": open_unlearning.priv_leak,
+}
+"""What `compat: open-unlearning` puts in the place of those of the same name."""
+
+
+def find(table: Mapping[str, Callable[..., Any]], name: str, compat: str) -> Callable[..., Any]:
+    """The aggregation of this name."""
+    return THEIRS[name] if compat == "open-unlearning" and name in THEIRS else table[name]

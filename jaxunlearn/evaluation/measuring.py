@@ -1,10 +1,10 @@
 """What a benchmark's rows come to, of one model and beside the retrained model."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES
+from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES, find
 from jaxunlearn.evaluation.benchmark import SET, Benchmark, Metric, matched
 from jaxunlearn.evaluation.entries import Entry, entry
 from jaxunlearn.evaluation.results import Results, Table
@@ -12,6 +12,8 @@ from jaxunlearn.evaluation.statistics import STATISTICS
 
 Rows = dict[str, list[float | None]]
 """`SET_STATISTIC` to one number per row of the set; None where a row has none."""
+
+_LATER: Entry = {}  # keeps the place of a metric whose value needs those after it
 
 
 def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
@@ -29,7 +31,7 @@ def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
     found: Table = {}
     for metric in benchmark.metrics:
         if metric.of and not metric.against:
-            found[metric.metric] = entry(np.nan, 0)  # its place; its value needs the others'
+            found[metric.metric] = _LATER
         if metric.of or metric.against or not metric.applies(roles):
             continue
         about = STATISTICS[metric.statistic].of
@@ -47,17 +49,19 @@ def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
                 one = SAMPLES[metric.aggregation](mine, others)
             else:
                 rows = [row for name in group for row in results.sets[name].rows]
-                one = ROWS[metric.aggregation](mine, rows)
+                one = find(ROWS, metric.aggregation, results.config.compat)(mine, rows)
             found[metric.metric.replace(SET, group[0])] = one
     for metric in benchmark.metrics:
         if metric.of and not metric.against:
-            found[metric.metric] = _of_metrics(metric, found, roles)
+            # One whose metrics are all left out is left out too.
+            known = _parts(metric, found, roles)
+            found |= {metric.metric: NUMBERS[metric.aggregation](known)} if known else {}
     numbers = {
         f"{name}_{statistic}": [float(v) if np.isfinite(v) else None for v in array]
         for (name, statistic), array in values.items()
         if array.ndim == 1 and array.dtype != object
     }
-    return found, numbers
+    return {name: one for name, one in found.items() if one is not _LATER}, numbers
 
 
 def against(
@@ -65,6 +69,7 @@ def against(
     roles: Mapping[str, str],
     ours: tuple[Table, Rows],
     theirs: tuple[Table, Rows],
+    compat: str,
 ) -> Table:
     """Every metric that compares with the retrained model.
 
@@ -73,6 +78,7 @@ def against(
       roles: set to its role.
       ours: what `measure` found of the model.
       theirs: the same of the retrained model; what is missing there gives no metric.
+      compat: as of the config.
     """
     (our_table, our_rows), (their_table, their_rows) = ours, theirs
     found: Table = {}
@@ -82,9 +88,11 @@ def against(
         if metric.aggregation in CHANGES:
             ((name, _),) = metric.parts(roles)
             if name in our_table and name in their_table:
-                found[metric.metric] = _change(metric, our_table[name], their_table[name])
+                change = find(CHANGES, metric.aggregation, compat)
+                found[metric.metric] = _changed(change, our_table[name], their_table[name])
         elif metric.of:
-            found[metric.metric] = _of_metrics(metric, our_table | found, roles)
+            known = _parts(metric, our_table | found, roles)
+            found |= {metric.metric: NUMBERS[metric.aggregation](known)} if known else {}
         elif metric.applies(roles):
             names, others = matched(metric.data, roles), matched(metric.versus, roles)
             needed = [f"{name}_{metric.statistic}" for name in (*names, *others)]
@@ -103,13 +111,13 @@ def _sample(rows: Rows, names: Sequence[str], metric: Metric) -> np.ndarray:
     return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def _of_metrics(metric: Metric, found: Table, roles: Mapping[str, str]) -> Entry:
-    parts = [
+def _parts(metric: Metric, found: Table, roles: Mapping[str, str]) -> list[Entry]:
+    """The metrics that one is of, as far as they are there."""
+    return [
         _from_1(found[name]) if complement else found[name]
         for name, complement in metric.parts(roles)
-        if name in found
+        if name in found and found[name] is not _LATER
     ]
-    return NUMBERS[metric.aggregation](parts)
 
 
 def _from_1(one: Entry) -> Entry:
@@ -118,7 +126,6 @@ def _from_1(one: Entry) -> Entry:
     return entry(np.nan if one["value"] is None else 1 - one["value"], one["n"], interval)
 
 
-def _change(metric: Metric, ours: Entry, theirs: Entry) -> Entry:
+def _changed(change: Callable[[float, float], float], ours: Entry, theirs: Entry) -> Entry:
     known = None not in (ours["value"], theirs["value"])
-    change = CHANGES[metric.aggregation](ours["value"], theirs["value"]) if known else np.nan
-    return entry(change, ours["n"])
+    return entry(change(ours["value"], theirs["value"]) if known else np.nan, ours["n"])

@@ -126,13 +126,26 @@ def check_split(log: Log, forget_rows: Sequence[Row]) -> None:
             f"{log.path}: has {log.rows} forget rows, the forget set {len(forget_rows)}; {mend}"
         )
     for i, (row, texts) in enumerate(zip(forget_rows, log.texts, strict=False)):
-        for key, ours, theirs in zip(("input", "ground_truth"), row.key, texts, strict=True):
+        for key, ours, theirs in zip(("input", "ground_truth"), row.key[:2], texts, strict=True):
             if _squeezed(ours) not in _squeezed(theirs):
                 where = f"{row.source}: " if row.source else ""
                 raise UserError(
                     f"{log.path}: {_ROUGE}: row {i}: {key} is {theirs!r}, the forget set has"
                     f" {where}{ours!r}; {mend}"
                 )
+
+
+def refuse_existing(folder: str | Path) -> tuple[Path, Path]:
+    """The two files that `write_logs` writes.
+
+    Raises:
+      UserError: one of them is there already.
+    """
+    paths = Path(folder) / "TOFU_EVAL.json", Path(folder) / "TOFU_SUMMARY.json"
+    for path in paths:
+        if path.exists():
+            raise UserError(f"{path}: is there already; move it away or name another folder")
+    return paths
 
 
 def write_logs(
@@ -163,10 +176,7 @@ def write_logs(
       ValueError: a set's rows, generations and texts differ in number, or a value is not finite.
     """
     folder = Path(folder)
-    paths = folder / "TOFU_EVAL.json", folder / "TOFU_SUMMARY.json"
-    for path in paths:
-        if path.exists():
-            raise UserError(f"{path}: is there already; move it away or name another folder")
+    paths = refuse_existing(folder)
     log = _log(metrics, rows, generations, texts)
     known = {name: entry["agg_value"] for name, entry in log.items()}
     summary = {name: value for name, value in known.items() if value is not None}

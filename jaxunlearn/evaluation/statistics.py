@@ -7,11 +7,12 @@ code's formulas in the place of ours where they differ (see `open_unlearning`).
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 
 from jaxunlearn.data.rows import Row, Text
-from jaxunlearn.evaluation import choices, embed, metrics, privacy, text
+from jaxunlearn.evaluation import choices, embed, metrics, open_unlearning, privacy, text
 from jaxunlearn.evaluation.results import Results
 
 Values = Callable[[Results, str], np.ndarray]
@@ -51,6 +52,15 @@ def _wrong(row: Row) -> tuple[Text, ...]:
     return tuple(row.key._replace(answer=answer) for answer in row.perturbed_answers)
 
 
+def _theirs(results: Results) -> bool:
+    return results.config.compat == "open-unlearning"
+
+
+def _formulas(results: Results) -> ModuleType:
+    """Where the formulas that both have are to be taken from."""
+    return open_unlearning if _theirs(results) else metrics
+
+
 def _rows(results: Results, name: str) -> tuple[Row, ...]:
     return results.sets[name].rows
 
@@ -86,24 +96,28 @@ def token_probability(results: Results, name: str) -> np.ndarray:
 
 def option_probability(results: Results, name: str) -> np.ndarray:
     """Probability of the answer among itself and the wrong ones."""
-    return metrics.option_probability(probability(results, name), np.exp(_perturbed(results, name)))
+    wrong = np.exp(_perturbed(results, name))
+    return _formulas(results).option_probability(probability(results, name), wrong)
 
 
 def truth_ratio(results: Results, name: str) -> np.ndarray:
     """How likely the wrong answers are beside the right one."""
     right = results.scores.mean_log_probs([_right(row) for row in _rows(results, name)])
-    return metrics.truth_ratio(right, _perturbed(results, name))
+    return _formulas(results).truth_ratio(right, _perturbed(results, name))
 
 
 def exact_memorisation(results: Results, name: str) -> np.ndarray:
     """Share of the answer's tokens that are the most likely ones."""
     _, hits, mask = results.scores.rows(_keys(results, name))
-    return metrics.exact_memorisation(hits, mask, final_eos=results.final_eos)
+    last = results.final_eos or _theirs(results)
+    return metrics.exact_memorisation(hits, mask, final_eos=last)
 
 
 def extraction_strength(results: Results, name: str) -> np.ndarray:
     """Share of the answer's tokens that follow by themselves from those before."""
     _, hits, mask = results.scores.rows(_keys(results, name))
+    if _theirs(results):
+        return open_unlearning.extraction_strength(hits, mask)
     return metrics.extraction_strength(hits, mask, final_eos=results.final_eos)
 
 
@@ -116,12 +130,12 @@ def rouge(results: Results, name: str) -> np.ndarray:
     """ROUGE-L recall of the generated answer."""
     if results.config.compat == "melu":
         return metrics.rouge_l_precision(results.generations[name], _answers(results, name))
-    return metrics.rouge_l_recall(results.generations[name], _answers(results, name))
+    return _formulas(results).rouge_l_recall(results.generations[name], _answers(results, name))
 
 
 def rouge_f1(results: Results, name: str) -> np.ndarray:
     """ROUGE-L F1 of the generated answer."""
-    return metrics.rouge_l_f1(results.generations[name], _answers(results, name))
+    return _formulas(results).rouge_l_f1(results.generations[name], _answers(results, name))
 
 
 def exact_match(results: Results, name: str) -> np.ndarray:
@@ -190,14 +204,15 @@ def zlib(results: Results, name: str) -> np.ndarray:
 def min_k(results: Results, name: str) -> np.ndarray:
     """Score of Min-K%."""
     log_probs, _, mask = results.scores.rows(_keys(results, name))
-    return privacy.min_k(log_probs, mask)
+    return (open_unlearning if _theirs(results) else privacy).min_k(log_probs, mask)
 
 
 def min_k_plus_plus(results: Results, name: str) -> np.ndarray:
     """Score of Min-K%++."""
     keys = _keys(results, name)
     log_probs, _, mask = results.scores.rows(keys)
-    return privacy.min_k_plus_plus(log_probs, *results.scores.moments(keys), mask)
+    formulas = open_unlearning if _theirs(results) else privacy
+    return formulas.min_k_plus_plus(log_probs, *results.scores.moments(keys), mask)
 
 
 def gradient_norm(results: Results, name: str) -> np.ndarray:

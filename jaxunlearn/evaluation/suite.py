@@ -13,9 +13,11 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import benchmark, embed, measuring
 from jaxunlearn.evaluation.answering import answer_texts
 from jaxunlearn.evaluation.embed import Embedder
+from jaxunlearn.evaluation.entries import entry
 from jaxunlearn.evaluation.forward import score
 from jaxunlearn.evaluation.gradient_norm import gradient_norm_score
 from jaxunlearn.evaluation.measuring import Rows
+from jaxunlearn.evaluation.open_unlearning_logs import Log
 from jaxunlearn.evaluation.results import Results, Scores, Table
 from jaxunlearn.evaluation.statistics import STATISTICS, Statistic
 from jaxunlearn.models.language_model import LanguageModel
@@ -185,7 +187,19 @@ def against_retrained(
     """
     chosen = benchmark.load(config.suite)
     ours, theirs = ((one.metrics, one.rows) for one in (evaluation, retrained))
-    return measuring.against(chosen, evaluation.roles, ours, theirs)
+    return measuring.against(chosen, evaluation.roles, ours, theirs, config.compat)
+
+
+def against_log(config: EvaluationConfig, evaluation: Evaluation, log: Log) -> Table:
+    """`against_retrained`, as far as a log of open-unlearning tells of the retrained model."""
+    table: Table = {}
+    if log.min_k_auc is not None:
+        table["privacy_min_k_auc"] = entry(log.min_k_auc, log.rows)
+    rows: Rows = {}
+    if log.truth_ratios is not None:
+        rows["forget_truth_ratio"] = [v if np.isfinite(v) else None for v in log.truth_ratios]
+    chosen, ours = benchmark.load(config.suite), (evaluation.metrics, evaluation.rows)
+    return measuring.against(chosen, evaluation.roles, ours, (table, rows), config.compat)
 
 
 def _sets_that(plan: Mapping[str, Sequence[Statistic]], need: str) -> list[str]:

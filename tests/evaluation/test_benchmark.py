@@ -1,0 +1,261 @@
+"""Benchmarks: files of declarative rows, read strictly, and what their rows come to."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxunlearn.config import EvaluationConfig
+from jaxunlearn.data.rows import EvalSet, Row
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation import aggregation, benchmark, measuring, suite
+from jaxunlearn.evaluation.forward import TokenStats
+from jaxunlearn.evaluation.results import Results, Scores
+from jaxunlearn.evaluation.statistics import STATISTICS
+
+FORGET = (Row("a?", "Ann Lee"), Row("b?", "Paris"))
+RETAIN = (Row("c?", "Rome"),)
+ASKED = (
+    Row("Which?", "blue", options=("red", "blue")),
+    Row("What?", "one two", options=("one two", "a")),
+)
+
+
+def results(sets, known, generations=None, compat="paper"):
+    """Results from {text: log-probabilities of its tokens}; the end token that follows has 0.5."""
+    texts = list(known)
+    log_probs = np.zeros((len(texts), 8))
+    mask = np.zeros(log_probs.shape, bool)
+    for i, text in enumerate(texts):
+        values = [*known[text], np.log(0.5)]
+        log_probs[i, 1 : 1 + len(values)] = values
+        mask[i, 1 : 1 + len(values)] = True
+    stats = TokenStats(log_probs, log_probs > np.log(0.6), mask)
+    config = EvaluationConfig(compat=compat)
+    place = {text: i for i, text in enumerate(texts)}
+    return Results(sets, Scores(stats, place), generations or {}, True, None, config)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def rows(*metrics):
+    return benchmark.Benchmark("mine", "a test", tuple(benchmark.Metric(**m) for m in metrics))
+
+
+def test_every_built_in_suite_is_complete():
+    for name in benchmark.built_in():
+        one = benchmark.load(name)
+        assert one.name == name and one.about and one.metrics
+        names = [(metric.metric, metric.data) for metric in one.metrics]
+        assert len(names) == len(set(names))
+        assert set(one.headline) <= {metric.metric for metric in one.metrics} | {
+            metric.metric.replace("{set}", of)
+            for metric in one.metrics
+            for of in (*metric.data, "retain")
+        }
+
+
+def test_each_set_or_all_of_them_together():
+    sets = {"forget": EvalSet("forget", FORGET), "kept": EvalSet("retain", RETAIN)}
+    known = {FORGET[0].key: [0.0, 0.0], FORGET[1].key: [-1.0], RETAIN[0].key: [-3.0]}
+    both = {"data": ["forget", "retain"], "statistic": "log_prob"}
+    table, per_row = measuring.measure(
+        rows({"metric": "{set}_lp", **both}, {"metric": "lp", **both}), results(sets, known)
+    )
+    half = np.log(0.5)
+    of_rows = [half / 3, (half - 1) / 2, (half - 3) / 2]
+    assert list(table) == ["forget_lp", "kept_lp", "lp"]
+    assert table["forget_lp"]["value"] == pytest.approx(np.mean(of_rows[:2]))
+    assert table["kept_lp"]["value"] == pytest.approx(of_rows[2])
+    assert table["lp"]["value"] == pytest.approx(np.mean(of_rows)) and table["lp"]["n"] == 3
+    assert per_row["forget_log_prob"] == pytest.approx(of_rows[:2])
+    assert per_row["kept_log_prob"] == pytest.approx(of_rows[2:])
+
+
+def test_metrics_of_metrics_wherever_they_stand():
+    sets = {"forget": EvalSet("forget", FORGET[:1]), "retain": EvalSet("retain", RETAIN)}
+    known = {FORGET[0].key: [np.log(0.5)], RETAIN[0].key: [np.log(0.5)]}  # probability 0.5 each
+    table, _ = measuring.measure(
+        rows(
+            {"metric": "score", "of": ["1 - forget_p", "retain_p"], "aggregation": "harmonic_mean"},
+            {"metric": "first", "of": ["nothing", "score"], "aggregation": "first"},
+            {"metric": "none", "of": "nothing", "aggregation": "mean"},
+            {
+                "metric": "each",
+                "data": ["forget", "retain"],
+                "of": "1 - {set}_p",
+                "aggregation": "mean",
+            },
+            {"metric": "{set}_p", "data": ["forget", "retain"], "statistic": "probability"},
+            {"metric": "general_p", "data": "general", "statistic": "probability"},
+        ),
+        results(sets, known),
+    )
+    assert list(table) == ["score", "first", "each", "forget_p", "retain_p"]
+    assert table["score"]["value"] == pytest.approx(0.5) and table["score"]["n"] == 2
+    assert table["first"] == table["score"]
+    assert table["each"]["value"] == pytest.approx(0.5)
+
+
+def test_two_samples_and_the_retrained_model():
+    sets = {"forget": EvalSet("forget", FORGET), "holdout": EvalSet("holdout", RETAIN)}
+    auc = {"data": "forget", "versus": "holdout", "statistic": "log_prob", "aggregation": "auc"}
+    mine = rows(
+        {"metric": "found", **auc},
+        {"metric": "beside", **auc, "against": "retrained"},
+        {"metric": "leak", "of": "found", "against": "retrained", "aggregation": "priv_leak"},
+    )
+    roles = {"forget": "forget", "holdout": "holdout"}
+    known = {FORGET[0].key: [-1.0], FORGET[1].key: [-3.0], RETAIN[0].key: [-2.0]}
+    ours = measuring.measure(mine, results(sets, known))
+    assert list(ours[0]) == ["found"] and ours[0]["found"]["value"] == 0.5
+    # The retrained model finds the first forget row as likely and the second less so.
+    theirs = measuring.measure(mine, results(sets, known | {FORGET[1].key: [-9.0]}))
+    compared = measuring.against(mine, roles, ours, theirs, "paper")
+    assert compared["beside"]["value"] == 0.75  # differences 0 and 3, of the holdout 0
+    assert compared["leak"]["value"] == 0.0
+    assert measuring.against(mine, roles, ours, ({}, {}), "paper") == {}
+
+
+def test_a_plan_names_what_is_needed_and_nothing_else():
+    one = benchmark.load("privacy")
+    assert one.plan({"forget": "forget", "retain": "retain"}) == {"forget": set(), "retain": set()}
+    plan = one.plan({"forget": "forget", "unseen": "holdout", "retain": "retain"})
+    assert plan["forget"] == plan["unseen"] == {"log_prob", "zlib", "min_k", "min_k_plus_plus"}
+    assert not plan["retain"]
+
+
+def test_letters_and_texts_of_options_by_hand():
+    sets = {"mmlu": EvalSet("general", ASKED)}
+    prompts = ["Which?\nA. red\nB. blue\nAnswer:", "What?\nA. one two\nB. a\nAnswer:"]
+    letters = [
+        one._replace(question=prompt)
+        for prompt, row in zip(prompts, ASKED, strict=True)
+        for one in STATISTICS["letter_accuracy"].texts(row)
+    ]
+    assert [one.answer for one in letters] == ["A", "B", "A", "B"]
+    options = [one for row in ASKED for one in STATISTICS["option_accuracy"].texts(row)]
+    assert [one.answer for one in options] == ["red", "blue", "one two", "a"]
+    assert all(one.raw for one in letters + options)
+    known = dict(zip(letters, [[-1.0], [-0.5], [-3.0], [-2.0]], strict=True))
+    # All tokens together -1 and -3, -4 and -2; by letter of the option -1/3, -3/4, -4/7 and -2.
+    known |= dict(zip(options, [[-1.0], [-3.0], [-2.0, -2.0], [-2.0]], strict=True))
+    found = results(sets, known)
+    expected = {
+        "letter_accuracy": [1, 0],
+        "letter_probability": [1 / (1 + np.exp(-0.5)), 1 / (1 + np.exp(1.0))],
+        "option_accuracy": [0, 0],
+        "option_accuracy_normalised": [0, 1],
+    }
+    for name, values in expected.items():
+        np.testing.assert_allclose(STATISTICS[name].values(found, "mmlu"), values)
+    # An option that was left out: the question cannot be answered.
+    found = results(sets, {text: v for text, v in known.items() if text != options[-1]})
+    np.testing.assert_array_equal(STATISTICS["option_accuracy"].values(found, "mmlu"), [0, np.nan])
+
+
+def test_sets_without_options_have_no_accuracy():
+    sets = {"forget": EvalSet("forget", FORGET), "mmlu": EvalSet("general", ASKED)}
+    found = results(sets, {})
+    table, _ = measuring.measure(benchmark.load("wmdp"), found)
+    assert not any(name.startswith("forget") for name in table)
+    assert table["mmlu_letter_accuracy"] == {"value": None, "n": 0, "ci": None}
+
+
+def test_open_unlearning_formulas_are_used_where_asked():
+    sets = {"forget": EvalSet("forget", FORGET[1:])}
+    known = {FORGET[1].key: [-5.0, -5.0]}  # never the most likely token
+    names = ("extraction_strength", "min_k")
+    ours, theirs = (
+        {name: STATISTICS[name].values(results(sets, known, compat=c), "forget") for name in names}
+        for c in ("paper", "open-unlearning")
+    )
+    assert ours["extraction_strength"] == [0] and theirs["extraction_strength"] == [0.5]
+    assert ours["min_k"] == theirs["min_k"] == [-5]
+    change = {c: aggregation.find(aggregation.CHANGES, "priv_leak", c) for c in ("paper", "melu")}
+    assert change["paper"] is change["melu"]
+    their_leak = aggregation.find(aggregation.CHANGES, "priv_leak", "open-unlearning")
+    assert their_leak(0.75, 0.5) == pytest.approx(-50) and change["paper"](0.75, 0.5) == 0.5
+
+
+def test_a_users_own_file(tiny, world, tmp_path):
+    own = write(
+        tmp_path,
+        """
+name: mine
+about: a short one
+include: gradient_norm
+metrics:
+  - {metric: "{set}_words", data: [forget, retain], statistic: rouge, source: me}
+""",
+    )
+    settings = EvaluationConfig(suite=own, max_new_tokens=4)
+    sets = {name: EvalSet(one.role, one.rows[:3]) for name, one in world.evaluation.items()}
+    sets["holdout"] = EvalSet("holdout", world.retain[-3:])
+    found = suite.evaluate(
+        tiny, sets, settings, template="Question: {question}\nAnswer:", max_length=128
+    )
+    assert list(found.metrics) == [
+        "forget_words", "retain_words",
+        "privacy_gradient_norm_auc", "privacy_gradient_norm_tpr_at_1",
+    ]  # fmt: skip
+    assert found.metrics["privacy_gradient_norm_auc"]["n"] == 6
+    assert set(found.generations) == {"forget", "retain"}
+    json.dumps(found.rows, allow_nan=False)
+    first = benchmark.version(own)
+    write(tmp_path, "name: mine\nabout: another\ninclude: [memory]\n")
+    assert benchmark.version(own) != first and benchmark.version("tofu") is None
+
+
+def test_suites_can_be_joined():
+    both = benchmark.load("memory + wmdp")
+    assert [m.metric for m in both.metrics[:2]] == ["{set}_probability", "{set}_rouge"]
+    assert len(both.metrics) == 2 + len(benchmark.load("wmdp").metrics)
+    # What both have is there once.
+    assert len(benchmark.load("tofu+tofu").metrics) == len(benchmark.load("tofu").metrics)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "a suite is a mapping of keys to values, found a list"),
+        ("name: x\nabout: y\n", "no metrics"),
+        ("name: x\nabout: y\nmetric: []\n", "unknown key metric; the closest known key is metrics"),
+        ("name: x\nabout: y\ninclude: tofuu\n", "no suite 'tofuu'"),
+        ("a: [", "not valid YAML"),
+        ("{metric: m, data: forget, statistic: rogue}", "statistic 'rogue' is unknown; use one of"),
+        (
+            "{metric: m, data: forget, statistic: rouge, aggregation: auc}",
+            "aggregation 'auc' is unknown",
+        ),
+        ("{metric: m, statistic: rouge}", "data is missing"),
+        ("{metric: m, data: forget}", "give either data and statistic, or of"),
+        ("{metric: m, of: [a, b], against: retrained, aggregation: priv_leak}", "is of one metric"),
+    ],
+)
+def test_bad_files_are_named(tmp_path, text, words):
+    if text.startswith("{"):
+        text = f"name: x\nabout: y\nmetrics:\n  - {text}\n"
+    with pytest.raises(UserError) as fault:
+        benchmark.load(write(tmp_path, text))
+    assert words in str(fault.value)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"suite": "tofu2"}, "there are custom, "),
+        ({"suite": "no/such.yaml"}, "No such file"),
+        ({"suite": "tofu", "embedder": "a.py:f"}, "does not compare meanings"),
+        ({"suite": "tofu", "compat": "melu"}, "is for suite melu"),
+        ({"suite": "muse"}, "measures nothing of the evaluation sets forget (forget)"),
+    ],
+)
+def test_settings_that_cannot_be_followed(settings, words):
+    with pytest.raises(UserError) as fault:
+        suite.check(EvaluationConfig(**settings), {"forget": "forget"})
+    assert words in str(fault.value)
