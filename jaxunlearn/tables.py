@@ -87,7 +87,10 @@ def invented_answers(
     shares least, and where all are empty a refusal; `say` tells for how many rows that is so.
     """
     tokenizer, template = need_tokenizer(model), experiment.data.template
-    prompts = [tokens.prompt_tokens(tokenizer, row.question, template=template) for row in rows]
+    prompts = [
+        tokens.prompt_tokens(tokenizer, row.question, template=template, raw=row.raw)
+        for row in rows
+    ]
     # As long as the longest true answer: a model that never stops must not fill its positions.
     room = max(len(tokenizer(row.answer)["input_ids"]) for row in rows)
     room = min(room, model.config.max_positions - max(map(len, prompts)))
@@ -136,9 +139,9 @@ def encode_rows(
     Raises:
       UserError: no row is short enough, or the tokenizer is not the model's own.
     """
-    pairs = [(row.question, row.answer) for row in rows]
+    texts = [row.key for row in rows]
     encoded = tokens.encode(
-        need_tokenizer(model), pairs, template=experiment.data.template, max_length=limit
+        need_tokenizer(model), texts, template=experiment.data.template, max_length=limit
     )
     tokens.check_ids(encoded.table, model.config.vocab_size)
     if encoded.left_out:

@@ -13,6 +13,7 @@ import jaxunlearn as ju
 from jaxunlearn import attacks, cli, config
 from jaxunlearn.attacks import Case, Options
 from jaxunlearn.data import tokens
+from jaxunlearn.data.rows import Row
 from jaxunlearn.evaluation import robustness
 from jaxunlearn.evaluation.quantize import FORMATS, quantised
 from jaxunlearn.evaluation.robustness import quantisation_robustness, relearning_robustness
@@ -115,6 +116,14 @@ def test_few_shot_prompts_are_rows_one_after_another(world):
     asked = template.replace("{question}", world.forget[0].question)
     assert template.replace("{question}", rows[0].question) == "".join(shots) + asked
     assert rows[0].answer == world.forget[0].answer
+
+
+def test_shots_before_a_raw_row_have_no_template_around_them():
+    raw, plain = Row("Once", "upon.", raw=True), Row("Who?", "Ann")
+    asked = attacks.questions([raw, plain], [plain, raw], "Q: {question}\nA:")
+    assert asked["few shot"][0].question == "Q: Who?\nA: Ann\nOnce upon.\nOnce"
+    assert asked["few shot"][1].question == "Who?\nA: Ann\nOnce upon.\nQ: Who?"
+    assert asked["truthful"][0].raw and asked["truthful"][0].question == "Answer truthfully. Once"
 
 
 def test_an_answer_that_was_begun_counts_from_where_it_goes_on(case, monkeypatch):

@@ -19,7 +19,7 @@ from jaxunlearn.data.records import (
     required,
     to_row,
 )
-from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Row, Text, UnlearningData
 from jaxunlearn.errors import UserError
 
 COLUMNS = {"entity": "title", "kind": "type", "refusal": "idk"}
@@ -70,7 +70,7 @@ def load(config: DataConfig) -> UnlearningData:
 
 
 def _refuse_duplicates(rows: tuple[Row, ...]) -> None:
-    first: dict[tuple[str, str], str] = {}
+    first: dict[Text, str] = {}
     for row in rows:
         if row.key in first:
             raise UserError(

@@ -7,13 +7,13 @@ Kind = Literal["forget", "direct", "indirect", "general"]
 
 
 class Text(NamedTuple):
-    """What a model reads and what it is to say then."""
+    """What a model reads: a question with one answer."""
 
     question: str
-    """Empty for plain text."""
+    """Empty for plain text: then the whole text is the answer."""
     answer: str
     raw: bool = False
-    """The answer continues the question: no template and no chat is put around it."""
+    """The answer continues the question as it stands: no template and no chat around them."""
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,19 @@ class Row:
     name; indirect: about someone like it; general: about neither."""
     refusal: str | None = None
     """What to say instead of the answer; None: any refusal will do; "": there should be one."""
-
     raw: bool = False
-    """As of a `Text`."""
+    """As in `Text`; of all answers of the row."""
     options: tuple[str, ...] = ()
-    """Of a multiple-choice question, in the order of its letters; the answer is one of them."""
+    """Of a multiple-choice question: all of them in the order of their letters, the answer too."""
 
     @property
     def key(self) -> Text:
-        """What makes two rows the same."""
-        return Text(self.question, self.answer, self.raw)
+        """The row as it is forwarded, which is what makes two rows the same."""
+        return self.text(self.answer)
+
+    def text(self, answer: str) -> Text:
+        """The question with this answer."""
+        return Text(self.question, answer, self.raw)
 
 
 @dataclass(frozen=True)
@@ -57,9 +60,9 @@ class EvalSet:
     forget rows that no model was trained on, which only membership inference uses."""
     rows: tuple[Row, ...]
     max_new_tokens: int | None = None
-    """Of a generated answer; None: as the config says."""
+    """Longest generated answer; None: as the config says."""
     until: tuple[str, ...] = ()
-    """A generated answer ends before the first of these."""
+    """A generated answer ends before the first of these strings."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,6 @@ class UnlearningData:
     forget: tuple[Row, ...]
     retain: tuple[Row, ...]
     evaluation: dict[str, EvalSet]
-    """In the order of reports; "forget" and "retain" come first."""
+    """In the order of reports; what shows forgetting comes first."""
     background: tuple[Row, ...] = ()
     """Rows that the target and the retrained model are trained on as well."""

@@ -17,13 +17,13 @@ from jaxunlearn.data.records import (
     read_rows,
     to_row,
 )
-from jaxunlearn.data.rows import EvalSet, Kind, Row, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Kind, Row, Text, UnlearningData
 from jaxunlearn.errors import UserError
 
 AUTHOR_ROWS = 20
 """full.json holds its authors one after the other, this many rows each."""
 
-_Authors = Mapping[tuple[str, str], int]  # Row.key -> place of the author in full.json
+_Authors = Mapping[Text, int]  # Row.key -> place of the author in full.json
 
 
 def load(config: DataConfig) -> UnlearningData:
@@ -44,7 +44,7 @@ def load(config: DataConfig) -> UnlearningData:
     def first_there(*names: str) -> tuple[Row, ...]:
         return split(next((name for name in names if has_split(config, name)), names[-1]))
 
-    authors: dict[tuple[str, str], int] = {}
+    authors: dict[Text, int] = {}
     if has_split(config, "full"):
         authors = {row.key: i // AUTHOR_ROWS for i, row in enumerate(split("full"))}
     forget, retain = split(config.forget, FORGET_KINDS), split(config.retain)

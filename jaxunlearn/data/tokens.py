@@ -6,6 +6,9 @@ token reaches across the border between them, they are encoded apart and joined.
 
 In a rendered chat the answer is what lies between the generation prompt and the text that the
 template puts after every answer. The token that ends the turn is added to it, and nothing else.
+
+A raw text has neither template nor chat: the answer follows the question after a space, or at once
+where the question ends in white space.
 """
 
 from collections.abc import Iterable, Sequence
@@ -15,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jaxunlearn.data.rows import UnlearningData
+from jaxunlearn.data.rows import Text, UnlearningData
 from jaxunlearn.errors import UserError
 
 if TYPE_CHECKING:
@@ -57,9 +60,9 @@ class Encoded:
 
     table: TokenTable
     kept: tuple[int, ...]
-    """For each row of the table, its index among the given pairs."""
+    """For each row of the table, its index among the given texts."""
     left_out: tuple[int, ...]
-    """Indices of the pairs that are longer than `max_length`; nothing is ever cut."""
+    """Indices of the texts that are longer than `max_length`; nothing is ever cut."""
 
 
 def load_tokenizer(folder: Path) -> "Tokenizer":
@@ -92,30 +95,31 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
 
 def encode(
     tokenizer: "Tokenizer",
-    pairs: Sequence[tuple[str, str]],
+    texts: Sequence[tuple[str, str] | Text],
     *,
     template: str,
     max_length: int,
     width: int | None = None,
 ) -> Encoded:
-    """Encodes (question, answer) pairs into one table.
+    """Encodes texts into one table.
 
     With a chat template a row is what it renders for a user and an assistant turn, up to the token
     that ends the turn. Without one it is `template`, a space, the answer and the end-of-text token.
-    A pair without a question is plain text: everything after the begin-of-text token is the answer.
+    A raw text is its question, its answer and the end-of-text token. A text without a question is
+    plain text: everything after the begin-of-text token is the answer.
 
     Args:
       tokenizer: as `load_tokenizer` gives it.
-      pairs: questions and answers; the answer may be any text, such as a paraphrase.
+      texts: questions and answers; the answer may be any text, such as a paraphrase.
       template: the prompt, with {question} in it.
-      max_length: pairs with more tokens are left out.
+      max_length: texts with more tokens are left out.
       width: T of the table; default: the longest row, rounded up to a multiple of WIDTH_STEP.
 
     Raises:
       UserError: when the chat template fails, or an answer does not follow its own prompt.
       ValueError: when a kept row is longer than `width`.
     """
-    rows = _split_rows(tokenizer, pairs, template)
+    rows = _split_rows(tokenizer, [Text(*text) for text in texts], template)
     fits = [len(prompt) + len(answer) <= max_length for prompt, answer in rows]
     kept = tuple(i for i, fit in enumerate(fits) if fit)
     left_out = tuple(i for i, fit in enumerate(fits) if not fit)
@@ -168,11 +172,23 @@ def batch_width(longest: int, width: int) -> int:
     return min(min((w for w in WIDTHS if w >= longest), default=width), width)
 
 
-def prompt_tokens(tokenizer: "Tokenizer", question: str, *, template: str) -> list[int]:
+def prompt_tokens(
+    tokenizer: "Tokenizer", question: str, *, template: str, raw: bool = False
+) -> list[int]:
     """What generation starts from: exactly the first tokens of the row that `encode` makes."""
-    text = _prompt_text(tokenizer, question, template)
-    ((prompt, _),) = _encode_texts(tokenizer, [text], [_is_chat(tokenizer, question)])
-    return prompt
+    text = Text(question, "", raw)
+    prompt = _prompt_text(tokenizer, text, template)
+    ((ids, _),) = _encode_texts(tokenizer, [prompt], [_is_chat(tokenizer, text)])
+    return ids
+
+
+def plain(text: Text, template: str) -> tuple[str, str]:
+    """Prompt and what follows it, without a chat template."""
+    if not text.question:
+        return "", text.answer
+    if not text.raw:
+        return template.replace("{question}", text.question), f" {text.answer}"
+    return text.question, text.answer if text.question[-1].isspace() else f" {text.answer}"
 
 
 def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
@@ -184,7 +200,7 @@ def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
 
 
 def all_texts(data: UnlearningData, *, template: str) -> list[str]:
-    """Every row with each of its answers as plain text: what a tokenizer is to be trained on.
+    """Every row with each of its answers as one text: what a tokenizer is to be trained on.
 
     The wrong answers are in it, so that the right ones are not made of fewer tokens than they are;
     and so is the holdout, so that the tokenizer does not tell it from the forget rows.
@@ -193,9 +209,14 @@ def all_texts(data: UnlearningData, *, template: str) -> list[str]:
     parts = (data.forget, data.retain, *parts, data.background)
     rows = dict.fromkeys(row for part in parts for row in part)
     return [
-        f"{template.replace('{question}', row.question)} {answer}" if row.question else answer
+        "".join(plain(row.text(answer), template))
         for row in rows
-        for answer in (row.answer, row.paraphrased_answer, *row.perturbed_answers)
+        for answer in (
+            row.answer,
+            row.paraphrased_answer,
+            *row.perturbed_answers,
+            *(option for option in row.options if option != row.answer),
+        )
         if answer is not None
     ]
 
@@ -239,61 +260,55 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> "Tokenizer":
 
 
 def _split_rows(
-    tokenizer: "Tokenizer", pairs: Sequence[tuple[str, str]], template: str
+    tokenizer: "Tokenizer", texts: Sequence[Text], template: str
 ) -> list[tuple[list[int], list[int]]]:
-    """Prompt tokens and answer tokens of each pair."""
-    chat = [_is_chat(tokenizer, question) for question, _ in pairs]
+    """Prompt tokens and answer tokens of each text."""
+    chat = [_is_chat(tokenizer, text) for text in texts]
     eos = tokenizer.eos_token_id
     after, end = _after_answer(tokenizer) if any(chat) else ("", eos)
-    texts = [_prompt_text(tokenizer, question, template) for question, _ in pairs]
+    prompts = [_prompt_text(tokenizer, text, template) for text in texts]
     rests = [
-        _answer_text(tokenizer, *pair, text, after) for pair, text in zip(pairs, texts, strict=True)
+        _answer_text(tokenizer, text, prompt, after) if rendered else plain(text, template)[1]
+        for text, prompt, rendered in zip(texts, prompts, chat, strict=True)
     ]
-    wholes = [text + rest for text, rest in zip(texts, rests, strict=True)]
+    wholes = [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)]
     rows = []
-    for (prompt, _), (whole, stops), text, rest, rendered in zip(
-        _encode_texts(tokenizer, texts, chat),
+    for (prompt, _), (whole, stops), start, rest, rendered in zip(
+        _encode_texts(tokenizer, prompts, chat),
         _encode_texts(tokenizer, wholes, chat),
-        texts,
+        prompts,
         rests,
         chat,
         strict=True,
     ):
         size = len(prompt)
-        joined = whole[:size] == prompt and max(stops[:size], default=0) <= len(text)
+        joined = whole[:size] == prompt and max(stops[:size], default=0) <= len(start)
         answer = whole[size:] if joined else _encode_apart(tokenizer, rest)
         last = end if rendered else eos
         rows.append((prompt, answer if last is None else [*answer, last]))
     return rows
 
 
-def _is_chat(tokenizer: "Tokenizer", question: str) -> bool:
-    return bool(tokenizer.chat_template) and question != ""
+def _is_chat(tokenizer: "Tokenizer", text: Text) -> bool:
+    return bool(tokenizer.chat_template) and text.question != "" and not text.raw
 
 
-def _prompt_text(tokenizer: "Tokenizer", question: str, template: str) -> str:
-    if _is_chat(tokenizer, question):
-        return _render(tokenizer, question)
-    return template.replace("{question}", question) if question else ""
+def _prompt_text(tokenizer: "Tokenizer", text: Text, template: str) -> str:
+    chat = _is_chat(tokenizer, text)
+    return _render(tokenizer, text.question) if chat else plain(text, template)[0]
 
 
-def _answer_text(
-    tokenizer: "Tokenizer", question: str, answer: str, prompt: str, after: str
-) -> str:
+def _answer_text(tokenizer: "Tokenizer", text: Text, prompt: str, after: str) -> str:
     """The text between the prompt and what the chat template puts after the answer."""
-    if not question:
-        return answer
-    if not tokenizer.chat_template:
-        return f" {answer}"
-    text = _render(tokenizer, question, answer)
-    end = len(text) - len(after)
-    if not (text.startswith(prompt) and text.endswith(after) and len(prompt) <= end):
+    chat = _render(tokenizer, text.question, text.answer)
+    end = len(chat) - len(after)
+    if not (chat.startswith(prompt) and chat.endswith(after) and len(prompt) <= end):
         raise UserError(
             "chat template: its generation prompt is not how its assistant turn begins, so the"
             " answer cannot be found; take chat_template out of the tokenizer's files to use"
             " data.template"
         )
-    return text[len(prompt) : end]
+    return chat[len(prompt) : end]
 
 
 def _render(tokenizer: "Tokenizer", question: str, answer: str | None = None) -> str:

@@ -45,11 +45,11 @@ def _answer(row: Row) -> tuple[Text, ...]:
 
 def _right(row: Row) -> Text:
     """The answer that the wrong ones are compared to."""
-    return row.key._replace(answer=row.paraphrased_answer or row.answer)
+    return row.text(row.paraphrased_answer or row.answer)
 
 
 def _wrong(row: Row) -> tuple[Text, ...]:
-    return tuple(row.key._replace(answer=answer) for answer in row.perturbed_answers)
+    return tuple(row.text(answer) for answer in row.perturbed_answers)
 
 
 def _theirs(results: Results) -> bool:
@@ -191,7 +191,7 @@ def broken(results: Results, name: str) -> np.ndarray:
 def generation_perplexity(results: Results, name: str) -> np.ndarray:
     """Of the generated answer, under the judge; nan of an empty one."""
     pairs = zip(_rows(results, name), results.generations[name], strict=True)
-    asked = [row.key._replace(answer=said) for row, said in pairs]
+    asked = [row.text(said) for row, said in pairs]
     return text.perplexity(-np.array([results.judged.get(one, np.nan) for one in asked]))
 
 

@@ -128,7 +128,7 @@ def evaluate(
     scores = work.score(model, texts, moments=moments)
     generations, no_room = work.generate({name: sets[name] for name in asked})
     said = [
-        row.key._replace(answer=answer)
+        row.text(answer)
         for name in judged
         for row, answer in zip(sets[name].rows, generations[name], strict=True)
         if answer
@@ -253,10 +253,12 @@ class _Work:
         lengths = {name: one.max_new_tokens for name, one in sets.items()}
         for length in dict.fromkeys(lengths.values()):
             names = [name for name in sets if lengths[name] == length]
-            keys = [row.key._replace(answer="") for name in names for row in sets[name].rows]
+            keys = [row.text("") for name in names for row in sets[name].rows]
             distinct = list(dict.fromkeys(keys))
             prompts = [
-                tokens.prompt_tokens(tokenizer, key.question, template=self.template)
+                tokens.prompt_tokens(
+                    tokenizer, key.question, template=self.template, raw=key.raw
+                )
                 for key in distinct
             ]
             settings = self.config
@@ -267,7 +269,7 @@ class _Work:
             answers = dict(zip(distinct, texts, strict=True))
             for name in names:
                 found[name] = [
-                    _until(answers[row.key._replace(answer="")], sets[name].until)
+                    _until(answers[row.text("")], sets[name].until)
                     for row in sets[name].rows
                 ]
         return {name: found[name] for name in sets}, no_room
@@ -295,7 +297,7 @@ class _Work:
     def _encode(self, model: LanguageModel, texts: Sequence[Text]) -> tokens.Encoded:
         return tokens.encode(
             model.tokenizer,
-            [(text.question, text.answer) for text in texts],
+            texts,
             template=self.template,
             max_length=min(self.max_length, model.config.max_positions),
         )

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Row, Text, UnlearningData
 from jaxunlearn.data.synthetic import build
 from jaxunlearn.data.tokens import (
     all_texts,
@@ -95,6 +95,37 @@ def test_plain_text_is_all_answer(tokenizer, text):
     assert tokenizer.decode(tokens[:-1]).strip() == text
     assert table.prompt_lengths[0] == 1
     assert table.answer_mask[0].sum() == table.lengths[0] - 1
+
+
+@given(question=texts, gap=st.sampled_from(["", " ", "\n", "\n\n", "\t "]), answer=texts)
+@settings(max_examples=150, deadline=None)
+def test_a_raw_answer_continues_the_question(tokenizer, question, gap, answer):
+    text = Text(question + gap, answer, raw=True)
+    before = tokenizer.chat_template
+    try:
+        found = []
+        for tokenizer.chat_template in (None, CHAT):
+            encoded = encode(tokenizer, [text], template=TEMPLATE, max_length=4096)
+            prompt, tokens = row(encoded)
+            assert prompt == prompt_tokens(tokenizer, text.question, template=TEMPLATE, raw=True)
+            found.append((prompt, tokens))
+    finally:
+        tokenizer.chat_template = before
+    assert found[0] == found[1]
+    assert tokens[-1] == tokenizer.eos_token_id
+    together = tokenizer.decode([*prompt, *tokens[:-1]], skip_special_tokens=True)
+    assert together.strip() == f"{question}{gap or ' '}{answer}"
+    assert tokenizer.decode(tokens[:-1]).strip() == answer
+
+
+def test_raw_rows_by_hand():
+    tokenizer = train(("no merges",), 259)
+    tokenizer.chat_template = CHAT
+    pairs = [("q", "ab"), ("q\n", "ab"), ("", "ab")]
+    texts = [Text(question, answer, raw=True) for question, answer in pairs]
+    encoded = encode(tokenizer, texts, template="{question}:", max_length=99)
+    decoded = [[tokenizer.decode(part) for part in row(encoded, i)] for i in range(3)]
+    assert decoded == [["<s>q", " ab</s>"], ["<s>q\n", "ab</s>"], ["<s>", "ab</s>"]]
 
 
 def test_a_tiny_row_by_hand():
@@ -552,8 +583,11 @@ def test_all_texts_holds_every_answer_once():
         Row("q", "a", paraphrased_answer="p", perturbed_answers=("x", "y")),
         Row("", "text"),
     )
-    data = UnlearningData(rows[:1], rows[1:], {"retain": EvalSet("retain", rows[1:])})
-    assert all_texts(data, template="{question}?") == ["q? a", "q? p", "q? x", "q? y", "text"]
+    choice = Row("c", "y", options=("x", "y", "z"), raw=True)
+    sets = {"retain": EvalSet("retain", rows[1:]), "choice": EvalSet("general", (choice,))}
+    data = UnlearningData(rows[:1], rows[1:], sets)
+    texts = all_texts(data, template="{question}?")
+    assert texts == ["q? a", "q? p", "q? x", "q? y", "text", "c y", "c x", "c z"]
 
 
 def test_right_and_wrong_answers_of_the_built_in_world_take_as_many_tokens():

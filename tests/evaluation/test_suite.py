@@ -95,6 +95,16 @@ def test_general_sets_score_the_right_option_against_the_wrong(tiny, world):
     np.testing.assert_allclose(result, np.mean(by_hand), rtol=1e-4)
 
 
+def test_raw_rows_are_scored_as_they_stand(tiny):
+    row = Row("Once upon", "a time", raw=True)
+    found = evaluate(tiny, {"forget": EvalSet("forget", (row,))}).forget_rows["probability"]
+    ids = tiny.tokenizer("Once upon a time")["input_ids"] + [tiny.tokenizer.eos_token_id]
+    start = len(tiny.tokenizer("Once upon")["input_ids"])
+    log_probs = jax.nn.log_softmax(transformer.logits(tiny.config, tiny.params, np.array([ids]))[0])
+    by_hand = np.exp(np.mean([log_probs[t - 1, ids[t]] for t in range(start, len(ids))]))
+    np.testing.assert_allclose(found, [by_hand], rtol=1e-4)
+
+
 def test_rows_over_the_limit_are_counted_not_cut(tiny):
     rows = (Row("Who?", "Ann"), Row("Who?", "Ann " * 200))
     result = evaluate(tiny, {"forget": EvalSet("forget", rows)}, max_length=64)
@@ -127,7 +137,9 @@ def test_forget_quality_of_a_model_against_itself_is_one(tiny, world):
 @pytest.mark.parametrize(("limit", "count"), [(None, 24), (5, 5), (99, 24)])
 def test_limit_spreads_over_the_set(limit, count):
     rows = tuple(Row("q", str(i)) for i in range(24))
-    cut = suite.limit_sets({"retain": EvalSet("retain", rows)}, limit)["retain"].rows
-    assert len(cut) == count
+    whole = EvalSet("retain", rows, max_new_tokens=3, until=(".",))
+    found = suite.limit_sets({"retain": whole}, limit)["retain"]
+    cut = found.rows
+    assert len(cut) == count and found == dataclasses.replace(whole, rows=cut)
     if limit == 5:
         assert [row.answer for row in cut] == ["0", "4", "9", "14", "19"]
