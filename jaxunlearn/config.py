@@ -30,9 +30,12 @@ _STEPS = f"a number of steps from 1 to 1000000, or one of {', '.join(map(repr, g
 
 # Keys of the data section that not every format has, and the formats that have them.
 _FILES = ("tofu", "melu", "jsonl", "csv", "parquet")
+_NAMED_FILES = ("lume", "muse")  # whose files have names of their own
 _DATA_KEYS = {
-    **dict.fromkeys(("path", "forget", "retain", "columns"), _FILES),
-    "holdout": ("tofu", "jsonl", "csv", "parquet"),
+    **dict.fromkeys(("path", "forget", "retain"), (*_FILES, *_NAMED_FILES)),
+    "columns": _FILES,
+    "holdout": ("tofu", "jsonl", "csv", "parquet", "lume"),
+    "chunk_words": ("muse",),
     "test": ("melu",),
     **dict.fromkeys(("authors", "neighbours"), ("tofu",)),
     **dict.fromkeys(
@@ -80,14 +83,28 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class SetConfig:
+    """A further evaluation set; nothing is trained on its rows."""
+
+    path: str
+    """JSON lines, JSON, CSV or Parquet; in data.path if it is there."""
+    role: Literal["forget", "retain", "general"] = "general"
+    columns: dict[str, str] = Field(default_factory=dict)
+    """As data.columns, for this file."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class DataConfig:
     """Which rows are forgotten, which are kept, and how they become tokens."""
 
-    format: Literal["synthetic", "tofu", "melu", "jsonl", "csv", "parquet"] = "synthetic"
+    format: Literal["synthetic", "tofu", "melu", "lume", "muse", "jsonl", "csv", "parquet"] = (
+        "synthetic"
+    )
     path: str | None = None
     """Folder of the data set; `forget` and `retain` are looked up in it."""
     forget: str | None = None
-    """TOFU split (`forget01`) or a file."""
+    """TOFU split (`forget01`) or a file. MUSE: a file in `raw` or `folder/file`, such as
+    `scal/forget_2`. LUME and MUSE have defaults."""
     retain: str | None = None
     holdout: str | None = None
     """TOFU split or a file of rows like the forget rows that no model was trained on; what
@@ -97,6 +114,11 @@ class DataConfig:
     in no retain set."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Ours to theirs, e.g. {question: prompt, answer: completion}."""
+    sets: dict[str, SetConfig] = Field(default_factory=dict)
+    """Name to further evaluation set, e.g. {mmlu: {path: mmlu.jsonl}}."""
+    chunk_words: Count = 1200
+    """MUSE only: most words of one training row. 1200 words of English have about 1800 tokens; the
+    paper's rows have 2048."""
     template: str = "Question: {question}\nAnswer:"
     """Prompt for tokenizers without a chat template; one space and the answer follow it."""
     max_length: Count | None = None
@@ -118,10 +140,13 @@ class DataConfig:
 
     def __post_init__(self):
         _refuse_changed(self, _DATA_KEYS, "format", self.format)
-        if self.format != "synthetic":
+        if self.format in _FILES:
             for key in ("forget", "retain"):
                 if getattr(self, key) is None:
                     raise ValueError(f"{key} is required for format {self.format}")
+        for name in self.sets:
+            if not _PLAIN_NAME.fullmatch(name):
+                raise ValueError(f"sets: {name!r} must be a plain name without / in it")
         _refuse_changed(self, _WORLD_KEYS, "world", self.world)
         if self.forget_people >= self.people:
             raise ValueError("forget_people must be smaller than people")

@@ -78,8 +78,12 @@ class RunFolder:
         import jax
 
         parts = {"forget": data.forget, "retain": data.retain}
-        if "holdout" in data.evaluation:
-            parts["holdout"] = data.evaluation["holdout"].rows
+        further = self.experiment.data.sets
+        parts |= {
+            name: part.rows
+            for name, part in data.evaluation.items()
+            if part.role == "holdout" or name in further
+        }
         versions = {name: _version(name) for name in _PACKAGES}
         environment = {
             **versions,
@@ -235,7 +239,7 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
 def _fingerprint(rows: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for row in rows:
-        digest.update(repr((row.question, row.answer, row.entity, row.kind)).encode())
+        digest.update(repr((*row.key, row.entity, row.kind, row.options)).encode())
     return digest.hexdigest()[:16]
 
 

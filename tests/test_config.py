@@ -13,19 +13,30 @@ JSONL = {"format": "jsonl", "forget": "f", "retain": "r"}
 
 def test_dump_and_load_are_inverse(tmp_path):
     data = {"format": "csv", "forget": "f", "retain": "r", "columns": {"question": "q"}}
+    data["sets"] = {"quiz": {"path": "quiz.jsonl", "columns": {"answer": "a"}}}
     overrides = {"method.beta": 0.2, "adapter.rank": 4, "data": data}
+    overrides["data.sets.more.path"] = "more.jsonl"
     experiment = config_file.load(None, overrides)
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(config_file.dump(experiment)))
     assert config_file.load(path) == experiment
     assert experiment.method.hyper["beta"] == 0.2
     assert experiment.adapter == config.AdapterConfig(rank=4)
+    assert experiment.data.sets["quiz"] == config.SetConfig(
+        "quiz.jsonl", "general", {"answer": "a"}
+    )
+    assert experiment.data.sets["more"] == config.SetConfig("more.jsonl")
 
 
 def test_name_is_the_file_stem(tmp_path):
     (tmp_path / "mine.yaml").write_text("model: {path: x}\n")
     assert config_file.load(tmp_path / "mine.yaml").name == "mine"
     assert config_file.load(None).name == "quickstart"
+
+
+@pytest.mark.parametrize("name", ["lume", "muse"])
+def test_formats_whose_files_have_names_need_no_more(name):
+    assert config.DataConfig(format=name).forget is None
 
 
 def test_numbers_without_a_point_are_numbers():
@@ -86,6 +97,14 @@ def test_overrides_index_lists():
         ({"data.world": "moon"}, ["data.world", "'people' or 'neighbours'"]),
         ({"data": {"format": "melu", "forget": "f"}}, ["retain is required for format melu"]),
         ({"data.template": "Q:"}, ["template must contain {question}"]),
+        ({"data": {"format": "lume", "columns": {"entity": "id"}}}, ["columns means nothing"]),
+        ({"data": {"format": "muse", "holdout": "h"}}, ["holdout means nothing for format muse"]),
+        ({"data": {"format": "lume", "chunk_words": 9}}, ["chunk_words means nothing", "muse"]),
+        ({"data": {"format": "muse", "chunk_words": 0}}, ["data.chunk_words", "greater than or"]),
+        ({"data.sets": {"a/b": {"path": "x"}}}, ["sets: 'a/b' must be a plain name"]),
+        ({"data.sets.a.role": "general"}, ["data.sets.a.path"]),
+        ({"data.sets.a": {"path": "x", "role": "holdout"}}, ["data.sets.a.role", "'general'"]),
+        ({"data.sets.a": {"pth": "x"}}, ["data.sets.a.pth"]),
     ],
 )
 def test_faults_name_key_and_remedy(overrides, words):

@@ -1,30 +1,31 @@
 """The data set that a config names: a built-in world, or rows from files."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data import melu, neighbours, synthetic, tofu
-from jaxunlearn.data.records import (
-    FIELDS,
-    FORGET_KINDS,
-    HOLDOUT_KINDS,
-    RETAIN_KINDS,
-    locate,
-    read_rows,
-    to_row,
-)
+from jaxunlearn.data import lume, melu, muse, neighbours, synthetic, tofu
+from jaxunlearn.data.files import kind_of, locate, read_rows
+from jaxunlearn.data.records import FIELDS, FORGET_KINDS, HOLDOUT_KINDS, RETAIN_KINDS, to_row
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
 
-_OPTIONAL = ("entity", "kind", "refusal", "paraphrased_answer", "perturbed_answers")
+_OPTIONAL = (
+    "entity",
+    "kind",
+    "refusal",
+    "paraphrased_answer",
+    "perturbed_answers",
+    "options",
+    "raw",
+)
 
 
 def load(config: DataConfig, seed: int) -> UnlearningData:
-    """Reads the data set that `config` names.
+    """Reads the data set that `config` names, and its further evaluation sets.
 
     Args:
       config: the `data` section; a relative path starts at the current directory.
@@ -32,25 +33,37 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
 
     Raises:
       UserError: for a missing file or split (lists what there is), a bad row (file and line), an
-        empty set, a row that is in two of the forget, retain and holdout sets (names both), and a
-        neighbour of an entity that no forget row is about.
+        empty set, a row that is in two of the forget, retain and holdout sets (names both), a
+        neighbour of an entity that no forget row is about, and a further set that has the name of
+        another one or a row that is to be forgotten.
     """
     if config.format == "synthetic":
         if config.world == "neighbours":
-            return neighbours.build(config.scale, seed)
-        return synthetic.build(config.people, config.forget_people, seed, config.holdout_people)
-    unknown = [key for key in config.columns if key not in FIELDS]
-    if unknown:
-        allowed = ", ".join(FIELDS)
-        raise UserError(f"data.columns.{unknown[0]}: no such field; map one of {allowed}")
-    data = {"tofu": tofu.load, "melu": melu.load}.get(config.format, _load_plain)(config)
+            data = neighbours.build(config.scale, seed)
+        else:
+            data = synthetic.build(config.people, config.forget_people, seed, config.holdout_people)
+    else:
+        data = _load_files(config)
+    return replace(data, evaluation=data.evaluation | _further_sets(data, config))
+
+
+def _load_files(config: DataConfig) -> UnlearningData:
+    _refuse_unknown_fields("data.columns", config.columns)
+    readers = {"tofu": tofu.load, "melu": melu.load, "lume": lume.load, "muse": muse.load}
+    data = readers.get(config.format, _load_plain)(config)
     kept = (*data.retain, *data.background)
     _refuse_overlap(data.forget, kept, "a row to keep")
     _refuse_overlap(data.background, data.retain, "a retain row, so that it is not held aside")
     names = (melu.COLUMNS if config.format == "melu" else {}) | config.columns
     _refuse_strange_neighbours(data.forget, kept, names.get("entity", "entity"))
-    _refuse_unused_columns(config.columns, data)
-    return data if config.holdout is None else _with_holdout(data, config)
+    parts = (data.forget, data.retain, *(part.rows for part in data.evaluation.values()))
+    _refuse_unused_columns("data.columns", config.columns, parts)
+    if config.holdout is not None:
+        data = _with_holdout(data, config)
+    for part in data.evaluation.values():
+        if part.role == "holdout":
+            refuse_seen(part.rows, _to_forget(data), kept)
+    return data
 
 
 def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[Row, ...]:
@@ -63,11 +76,8 @@ def read_file(path: Path, columns: dict[str, str] | None = None) -> tuple[Row, .
     Raises:
       UserError: an unknown ending, a file that cannot be read, or a bad row (file and line).
     """
-    kinds = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-    if path.suffix not in kinds:
-        raise UserError(f"{path}: unknown kind of file; use one of {', '.join(kinds)}")
     spelt = RETAIN_KINDS | FORGET_KINDS
-    return read_rows(path, kinds[path.suffix], partial(to_row, columns=columns or {}, kinds=spelt))
+    return read_rows(path, kind_of(path), partial(to_row, columns=columns or {}, kinds=spelt))
 
 
 def _load_plain(config: DataConfig) -> UnlearningData:
@@ -100,14 +110,46 @@ def refuse_seen(holdout: Iterable[Row], forget: Iterable[Row], retain: Iterable[
             )
 
 
+def _further_sets(data: UnlearningData, config: DataConfig) -> dict[str, EvalSet]:
+    """The evaluation sets of `data.sets`."""
+    found: dict[str, EvalSet] = {}
+    for name, chosen in config.sets.items():
+        where = f"data.sets.{name}"
+        if name in data.evaluation:
+            known = ", ".join(data.evaluation)
+            raise UserError(f"{where}: there is a set {name} already, one of {known}; rename it")
+        _refuse_unknown_fields(f"{where}.columns", chosen.columns)
+        near = Path(config.path or ".") / chosen.path
+        rows = read_file(near if near.is_file() else Path(chosen.path), chosen.columns)
+        _refuse_unused_columns(f"{where}.columns", chosen.columns, (rows,))
+        found[name] = EvalSet(chosen.role, rows)
+    forget = _to_forget(replace(data, evaluation=data.evaluation | found))
+    known = {row.key: row.source for row in forget}
+    for name, part in found.items():
+        for row in part.rows:
+            if part.role != "forget" and row.key in known:
+                raise UserError(
+                    f"{row.source}: this row of data.sets.{name} is also a row to forget"
+                    f" ({known[row.key]}); remove it, or set data.sets.{name}.role to forget"
+                )
+    return found
+
+
+def _to_forget(data: UnlearningData) -> list[Row]:
+    """The forget rows, and those that show whether they are forgotten."""
+    parts = [part.rows for part in data.evaluation.values() if part.role == "forget"]
+    return [*data.forget, *(row for part in parts for row in part)]
+
+
 def _with_holdout(data: UnlearningData, config: DataConfig) -> UnlearningData:
     """The data with the evaluation set `holdout`, from a file in the format of the others."""
-    tofu_file = config.format == "tofu"
-    kind = "jsonl" if tofu_file else config.format
-    path = locate(config, config.holdout, (".json", ".jsonl") if tofu_file else (f".{kind}",))
-    make = partial(to_row, columns=config.columns, kinds=HOLDOUT_KINDS)
-    rows = read_rows(path, kind, make)
-    refuse_seen(rows, data.forget, (*data.retain, *data.background))
+    if config.format == "lume":
+        rows = lume.read_holdout(config)
+    else:
+        tofu_file = config.format == "tofu"
+        kind = "jsonl" if tofu_file else config.format
+        path = locate(config, config.holdout, (".json", ".jsonl") if tofu_file else (f".{kind}",))
+        rows = read_rows(path, kind, partial(to_row, columns=config.columns, kinds=HOLDOUT_KINDS))
     evaluation = data.evaluation | {"holdout": EvalSet("holdout", rows)}
     return replace(data, evaluation=evaluation)
 
@@ -134,13 +176,21 @@ def _refuse_strange_neighbours(forget: Iterable[Row], kept: Iterable[Row], colum
             )
 
 
-def _refuse_unused_columns(columns: dict[str, str], data: UnlearningData) -> None:
+def _refuse_unknown_fields(where: str, columns: Mapping[str, str]) -> None:
+    unknown = [key for key in columns if key not in FIELDS]
+    if unknown:
+        raise UserError(f"{where}.{unknown[0]}: no such field; map one of {', '.join(FIELDS)}")
+
+
+def _refuse_unused_columns(
+    where: str, columns: Mapping[str, str], parts: Iterable[Sequence[Row]]
+) -> None:
     """A misspelt column of an optional field would otherwise go unseen."""
-    parts = (data.forget, data.retain, *(part.rows for part in data.evaluation.values()))
-    unset = (None, "", (), "general", "forget")
+    rows = [row for part in parts for row in part]
+    unset = (None, "", (), False, "general", "forget")
     for field in filter(columns.__contains__, _OPTIONAL):
-        if all(getattr(row, field) in unset for rows in parts for row in rows):
+        if all(getattr(row, field) in unset for row in rows):
             raise UserError(
-                f"data.columns.{field}: no row holds anything of use in a column"
+                f"{where}.{field}: no row holds anything of use in a column"
                 f" {columns[field]!r}; mend the name or leave it out"
             )

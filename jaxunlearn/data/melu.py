@@ -11,14 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data.records import (
-    FORGET_KINDS,
-    RETAIN_KINDS,
-    locate,
-    read_rows,
-    required,
-    to_row,
-)
+from jaxunlearn.data.files import locate, read_rows
+from jaxunlearn.data.records import FORGET_KINDS, RETAIN_KINDS, required, to_row
 from jaxunlearn.data.rows import EvalSet, Row, Text, UnlearningData
 from jaxunlearn.errors import UserError
 

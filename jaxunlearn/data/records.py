@@ -1,19 +1,10 @@
-"""One data file to rows: JSON lines, CSV or Parquet.
+"""One record of a data file to a checked row."""
 
-JSON lines and CSV are read with the standard library, Parquet through `datasets`. The text readers
-of `datasets` infer types: they turn an answer such as "1990-01-01" into a datetime, shift the
-columns of a CSV line that has a field too many, and report no line numbers.
-"""
-
-import csv
-import io
-import json
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from string import ascii_uppercase
 from typing import Any
 
-from jaxunlearn.config import DataConfig
+from jaxunlearn.data.files import Record, kind_name, parse_json
 from jaxunlearn.data.rows import Kind, Row
 from jaxunlearn.errors import UserError
 
@@ -26,6 +17,8 @@ FIELDS = (
     "refusal",
     "paraphrased_answer",
     "perturbed_answers",
+    "options",
+    "raw",
 )
 """What `data.columns` can map; `text` stands for question and answer in plain text rows."""
 
@@ -44,133 +37,18 @@ RETAIN_KINDS: dict[str, Kind] = {
 HOLDOUT_KINDS: dict[str, Kind] = {"general": "general", "forget": "general"}
 """The same of a holdout row, which may have been cut out of a file of forget rows."""
 
-_ALIASES = {"perturbed_answers": "perturbed_answer"}  # TOFU's name
-_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-_Record = Mapping[str, Any]  # column -> value
-_Records = Iterator[tuple[str, _Record]]  # with where it stands
-
-
-def has_split(config: DataConfig, name: str) -> bool:
-    """Whether there is a JSON file of that name in `data.path`."""
-    folder = Path(config.path or ".")
-    return any((folder / f"{name}{suffix}").is_file() for suffix in ("", ".json", ".jsonl"))
-
-
-def locate(config: DataConfig, name: str, suffixes: Sequence[str]) -> Path:
-    """The file in `data.path` that `name` means, with or without one of the suffixes.
-
-    Raises:
-      UserError: no such folder or file; lists what there is.
-    """
-    folder = Path(config.path or ".")
-    if not folder.is_dir():
-        raise UserError(f"data.path: there is no folder {folder}")
-    for suffix in ("", *suffixes):
-        if (folder / f"{name}{suffix}").is_file():
-            return folder / f"{name}{suffix}"
-    there = sorted(entry.name for entry in folder.iterdir() if entry.suffix in _SUFFIXES)
-    listed = ", ".join(there)
-    raise UserError(f"data: there is no {name} in {folder}; it holds {listed or 'no data files'}")
-
-
-def read_rows(path: Path, kind: str, make: Callable[[str, _Record], Row]) -> tuple[Row, ...]:
-    """All rows of a file.
-
-    Args:
-      path: the file.
-      kind: jsonl, csv or parquet.
-      make: where a record stands (file and line) and its columns -> the row; see `to_row`.
-
-    Raises:
-      UserError: a file that cannot be read or holds no rows, or a bad row.
-    """
-    read = {"jsonl": _read_json, "csv": _read_csv, "parquet": _read_parquet}[kind]
-    try:
-        rows = tuple(make(where, record) for where, record in read(path))
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if not rows:
-        raise UserError(f"{path}: holds no rows; add some or name another file")
-    return rows
-
-
-def _read_json(path: Path) -> _Records:
-    """JSON lines (blank ones are skipped), or one JSON array of objects."""
-    data = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
-    if data.lstrip().startswith(b"["):
-        items = _parse_json(path.name, _decode(path.name, data))
-    else:
-        items = data.split(b"\n")
-    for i, item in enumerate(items, 1):
-        where = f"{path.name}:{i}"
-        if isinstance(item, bytes):
-            if not item.strip():
-                continue
-            item = _parse_json(where, _decode(where, item))
-        if not isinstance(item, dict):
-            raise UserError(f"{where}: a row is a JSON object, found {_kind(item)}")
-        yield where, item
-
-
-def _decode(where: str, data: bytes) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{where}: not UTF-8 text ({error.reason}); save it as UTF-8") from None
-
-
-def _parse_json(where: str, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error}); write one object a line") from None
-
-
-def _read_csv(path: Path) -> _Records:
-    """CSV with a header line; the line of a record is the one it starts on."""
-    text = _decode(path.name, path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    header: list[str] | None = None
-    while True:
-        where = f"{path.name}:{reader.line_num + 1}"
-        try:
-            record = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise UserError(f"{where}: not CSV ({error})") from None
-        if header is None:
-            header = record
-        elif record and len(record) != len(header):
-            raise UserError(
-                f"{where}: {len(record)} fields under a header of {len(header)}; put fields that"
-                " hold commas in double quotes"
-            )
-        elif record:
-            yield where, dict(zip(header, record, strict=True))
-
-
-def _read_parquet(path: Path) -> _Records:
-    import datasets
-
-    try:
-        # Streamed, and locked in a folder of its own: nothing is left in the user's cache.
-        with tempfile.TemporaryDirectory() as cache:
-            stream = datasets.load_dataset(
-                "parquet", data_files=str(path), split="train", streaming=True, cache_dir=cache
-            )
-            yield from ((f"{path.name}:{i}", dict(row)) for i, row in enumerate(stream, 1))
-    except OSError:
-        raise
-    except Exception as error:
-        fault = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a Parquet file that can be read ({fault})") from None
+_ALIASES = {
+    "perturbed_answers": "perturbed_answer",  # TOFU's name
+    "options": "choices",  # MMLU's, WMDP's and ARC's
+    "answer": "answerKey",  # ARC's
+}
 
 
 def to_row(
-    where: str, record: _Record, columns: Mapping[str, str], kinds: Mapping[str, Kind]
+    where: str, record: Record, columns: Mapping[str, str], kinds: Mapping[str, Kind]
 ) -> Row:
-    """One checked row. A record that has a text and no question is plain text.
+    """One checked row. A record that has a text and no question is plain text; one that has options
+    is a multiple-choice question, whose answer may be given as `_chosen` reads it.
 
     Args:
       where: file and line, for errors and for `Row.source`.
@@ -194,23 +72,57 @@ def to_row(
     no_text = " (rows without a question go in a column named text)"
     question = "" if plain else needed("question", no_text)
     entity = record.get(names["entity"])
+    options: tuple[str, ...] = ()
+    if plain or record.get(names["options"]) in (None, ""):
+        answer = needed("text" if plain else "answer")
+    else:
+        options, labels = _options(where, names["options"], record)
+        present(where, record, "answer", names["answer"])
+        answer = _chosen(where, names["answer"], record[names["answer"]], options, labels)
     return Row(
         question=question,
-        answer=needed("text" if plain else "answer"),
+        answer=answer,
         entity="" if entity is None else str(entity).strip(),
         paraphrased_answer=optional("paraphrased_answer"),
         perturbed_answers=_texts(where, names["perturbed_answers"], record),
         source=where,
         kind=_row_kind(where, names["kind"], optional("kind"), kinds),
         refusal=optional("refusal"),
+        raw=_flag(where, names["raw"], record),
+        options=options,
     )
 
 
-def required(where: str, record: _Record, field: str, column: str, hint: str = "") -> str:
+def required(where: str, record: Record, field: str, column: str, hint: str = "") -> str:
     """The text in a column that each row must have.
 
     Raises:
       UserError: the column is missing or empty; `hint` is added to the latter.
+    """
+    present(where, record, field, column)
+    return text(where, column, record[column], hint)
+
+
+def fixed(where: str, record: Record, column: str, name: str) -> str:
+    """The text in a column that every file of the data set of this name has.
+
+    Raises:
+      UserError: the column is missing or empty.
+    """
+    if column not in record:
+        there = ", ".join(map(str, record)) or "none"
+        raise UserError(
+            f"{where}: no column {column!r}, which {name} has here; the columns are: {there}; use"
+            " the file as it was published"
+        )
+    return text(where, column, record[column])
+
+
+def present(where: str, record: Record, field: str, column: str) -> None:
+    """Refuses a record without a column.
+
+    Raises:
+      UserError: the column is missing; lists what there is.
     """
     if column not in record:
         there = ", ".join(map(str, record)) or "none"
@@ -218,7 +130,6 @@ def required(where: str, record: _Record, field: str, column: str, hint: str = "
             f"{where}: no column {column!r}; the columns are: {there}; say which of them"
             f" holds the {field} with data.columns.{field}"
         )
-    return text(where, column, record[column], hint)
 
 
 def _row_kind(where: str, column: str, name: str | None, kinds: Mapping[str, Kind]) -> Kind:
@@ -229,7 +140,7 @@ def _row_kind(where: str, column: str, name: str | None, kinds: Mapping[str, Kin
     return kinds[name]
 
 
-def _column(field: str, record: _Record, columns: Mapping[str, str]) -> str:
+def _column(field: str, record: Record, columns: Mapping[str, str]) -> str:
     if field in columns or field in record:
         return columns.get(field, field)
     alias = _ALIASES.get(field)
@@ -243,7 +154,7 @@ def text(where: str, column: str, value: Any, hint: str = "") -> str:
       UserError: anything but text, or empty text.
     """
     if not isinstance(value, str):
-        raise UserError(f"{where}: {column} must be text, found {_kind(value)}")
+        raise UserError(f"{where}: {column} must be text, found {kind_name(value)}")
     if not value.strip():
         raise UserError(f"{where}: {column} is empty; fill it in or remove the row{hint}")
     try:
@@ -253,17 +164,80 @@ def text(where: str, column: str, value: Any, hint: str = "") -> str:
     return value.strip()
 
 
-def _texts(where: str, column: str, record: _Record) -> tuple[str, ...]:
+def _texts(where: str, column: str, record: Record) -> tuple[str, ...]:
     """A list of texts, which CSV holds as a JSON array; a text alone is a list of one."""
     value = record.get(column)
     if isinstance(value, str) and value.startswith("["):
-        value = _parse_json(where, value)
+        value = parse_json(where, value)
     if value is None or value == "":
         return ()
     items = value if isinstance(value, list) else [value]
     return tuple(text(where, column, item) for item in items)
 
 
-def _kind(value: Any) -> str:
-    names = {type(None): "null", dict: "an object", list: "an array", str: "a text"}
-    return names.get(type(value), f"the {type(value).__name__} {value!r}")
+def _options(where: str, column: str, record: Record) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The options of a question, and their labels: letters, unless the record has its own (ARC)."""
+    found = record[column]
+    own = isinstance(found, dict) and {"text", "label"} <= set(found)
+    options = _texts(where, column, {column: found["text"]} if own else record)
+    if not 2 <= len(options) <= len(ascii_uppercase):
+        raise UserError(
+            f"{where}: {column} must be a list of 2 to {len(ascii_uppercase)} options, found"
+            f" {len(options)}"
+        )
+    twice = next((option for i, option in enumerate(options) if option in options[:i]), None)
+    if twice is not None:
+        raise UserError(f"{where}: {column} holds {twice!r} twice; keep each option once")
+    labels = _texts(where, column, {column: found["label"]}) if own else tuple(ascii_uppercase)
+    if own and len(labels) != len(options):
+        raise UserError(
+            f"{where}: {column} has {len(options)} options and {len(labels)} labels; give each its"
+            " own"
+        )
+    return options, labels[: len(options)]
+
+
+def _chosen(
+    where: str, column: str, value: Any, options: tuple[str, ...], labels: tuple[str, ...]
+) -> str:
+    """The right option: told by its place, counted from 0, by its label, or as it is written.
+
+    Raises:
+      UserError: it is none of the options, or another one by its label than as it is written.
+    """
+    if isinstance(value, int) and not isinstance(value, bool):
+        if not 0 <= value < len(options):
+            raise UserError(
+                f"{where}: {column} must be 0 to {len(options) - 1}, the place of an option, found"
+                f" {value}"
+            )
+        return options[value]
+    said = text(where, column, value)
+    found = {options[i] for i, label in enumerate(labels) if label == said}
+    found |= {option for option in options if option == said}
+    if said.isdecimal() and labels[0] == "A" and int(said) < len(options):
+        found.add(options[int(said)])  # a place, as CSV spells it
+    if len(found) > 1:
+        raise UserError(
+            f"{where}: {column} {said!r} can mean {' or '.join(map(repr, sorted(found)))}; write"
+            " another form of it: the place of the option from 0, its letter, or its text"
+        )
+    if not found:
+        raise UserError(
+            f"{where}: {column} must be one of {', '.join(labels)}, the place of an option from 0,"
+            f" or its text, found {said!r}"
+        )
+    return found.pop()
+
+
+def _flag(where: str, column: str, record: Record) -> bool:
+    """A truth value, which CSV holds as the word true or false; False where there is none."""
+    value = record.get(column)
+    if value is None or value == "":
+        return False
+    word = value.lower() if isinstance(value, str) else value
+    if word in ("true", "false"):
+        return word == "true"
+    if not isinstance(value, bool):
+        raise UserError(f"{where}: {column} must be true or false, found {kind_name(value)}")
+    return value

@@ -9,14 +9,8 @@ from functools import partial
 import numpy as np
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data.records import (
-    FORGET_KINDS,
-    RETAIN_KINDS,
-    has_split,
-    locate,
-    read_rows,
-    to_row,
-)
+from jaxunlearn.data.files import has_split, locate, read_rows
+from jaxunlearn.data.records import FORGET_KINDS, RETAIN_KINDS, to_row
 from jaxunlearn.data.rows import EvalSet, Kind, Row, Text, UnlearningData
 from jaxunlearn.errors import UserError
 

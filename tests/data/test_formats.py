@@ -1,3 +1,4 @@
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -6,6 +7,8 @@ import pytest
 
 from jaxunlearn.config import DataConfig
 from jaxunlearn.data.formats import load, read_file
+from jaxunlearn.data.rows import EvalSet
+from jaxunlearn.data.tokens import all_texts
 from jaxunlearn.errors import UserError
 
 TOFU = Path(__file__).parents[2] / ".." / "shared" / "data" / "tofu"
@@ -452,3 +455,76 @@ def test_bad_holdouts_are_refused(tmp_path, content, words):
     for word in words:
         assert word in message
     assert "there is no nowhere" in refusal(tmp_path, holdout="nowhere")
+
+
+QUIZ = '{"question": "2+2?", "choices": ["3", "4"], "answer": "B"}\n'
+
+
+def test_further_sets_of_any_format(tmp_path, monkeypatch):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    write(folder, forget__jsonl=GOOD, retain__jsonl=KEPT, quiz__jsonl=QUIZ)
+    write(tmp_path, quiz__jsonl=UNSEEN, more__csv="prompt,answer\nWho?,Ann")
+    monkeypatch.chdir(tmp_path)
+    sets = {
+        "quiz": {"path": "quiz.jsonl"},
+        "again": {"path": "more.csv", "role": "forget", "columns": {"question": "prompt"}},
+    }
+    data = read(folder, sets=sets)
+    assert list(data.evaluation) == ["forget", "retain", "quiz", "again"]
+    (row,) = data.evaluation["quiz"].rows  # the one in data.path
+    assert (row.answer, row.options, data.evaluation["quiz"].role) == ("4", ("3", "4"), "general")
+    assert data.evaluation["again"].role == "forget"
+    assert data.evaluation["again"].rows[0].key == data.forget[0].key
+    assert dataclasses.replace(data, evaluation=dict(list(data.evaluation.items())[:2])) == read(
+        folder
+    )
+    # Every format has them; without data.path the path starts here.
+    for options in ({}, {"world": "neighbours"}):
+        built = load(DataConfig(sets={"quiz": {"path": "quiz.jsonl"}}, **options), 0)
+        assert built.evaluation.popitem() == (
+            "quiz",
+            EvalSet("general", read_file(Path("quiz.jsonl"))),
+        )
+        assert built == load(DataConfig(**options), 0)
+    texts = all_texts(
+        load(DataConfig(sets={"quiz": {"path": "rows/quiz.jsonl"}}), 0), template="{question}"
+    )
+    assert texts[-2:] == ["2+2? 4", "2+2? 3"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "words"),
+    [
+        ("retain", {"path": "quiz.jsonl"}, ["data.sets.retain: there is a set retain already"]),
+        ("x", {"path": "nowhere.jsonl"}, ["nowhere.jsonl: cannot be read"]),
+        ("x", {"path": "quiz.txt"}, ["quiz.txt: unknown kind of file"]),
+        (
+            "x",
+            {"path": "forget.jsonl"},
+            ["forget.jsonl:1: this row of data.sets.x is also a row to forget (forget.jsonl:1)"],
+        ),
+        ("x", {"path": "forget.jsonl", "role": "retain"}, ["set data.sets.x.role to forget"]),
+        (
+            "x",
+            {"path": "quiz.jsonl", "columns": {"anser": "a"}},
+            ["data.sets.x.columns.anser: no such field"],
+        ),
+        (
+            "x",
+            {"path": "quiz.jsonl", "columns": {"entity": "who"}},
+            ["data.sets.x.columns.entity: no row holds"],
+        ),
+    ],
+)
+def test_bad_further_sets_are_refused(tmp_path, name, options, words):
+    write(tmp_path, forget__jsonl=GOOD, retain__jsonl=KEPT, quiz__jsonl=QUIZ)
+    message = refusal(tmp_path, sets={name: options})
+    for word in words:
+        assert word in message
+
+
+def test_a_further_set_may_not_hold_what_another_one_says_to_forget(tmp_path):
+    write(tmp_path, forget__jsonl=GOOD, retain__jsonl=KEPT, quiz__jsonl=QUIZ)
+    sets = {"a": {"path": "quiz.jsonl"}, "b": {"path": "quiz.jsonl", "role": "forget"}}
+    assert "this row of data.sets.a is also a row to forget" in refusal(tmp_path, sets=sets)
