@@ -1,4 +1,4 @@
-"""The one exception that means: the user's input is wrong."""
+"""The one exception that means: the user's input is wrong; and other errors in one line."""
 
 
 class UserError(Exception):
@@ -6,3 +6,8 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def one_line(error: Exception) -> str:
+    """What an error of somebody else's says, for a message of ours."""
+    return " ".join(str(error).split()) or type(error).__name__

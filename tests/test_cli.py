@@ -6,7 +6,9 @@ import shutil
 import pytest
 import yaml
 
-from jaxunlearn import cli
+from jaxunlearn import cli, config
+from jaxunlearn.data import formats
+from jaxunlearn.runs import RunFolder
 
 SMALL = {
     "data": {"people": 6, "forget_people": 2, "holdout_people": 2},
@@ -243,3 +245,16 @@ def test_finetune_exports_target_and_retrained(capsys, small, tmp_path):
         folder = tmp_path / "runs" / "small" / name
         assert str(folder) in out
         assert run(capsys, "generate", folder, "--prompt", "a", "--max-new-tokens", 2)[0] == 0
+
+
+def test_the_environment_has_a_fingerprint_of_every_file_that_is_read(tmp_path):
+    (tmp_path / "quiz.jsonl").write_text('{"question": "2+2?", "choices": ["3", "4"], "answer": 1}')
+    sets = {"quiz": config.SetConfig(str(tmp_path / "quiz.jsonl"))}
+    data = config.DataConfig(people=4, forget_people=1, holdout_people=1, sets=sets)
+    experiment = config.Experiment(name="run", output=str(tmp_path), data=data)
+    folder = RunFolder(experiment)
+    folder.create()
+    found = folder.write_environment(formats.load(data, 0), None)["data"]
+    assert list(found) == ["forget", "retain", "holdout", "quiz"]
+    assert found["quiz"].startswith("1 rows, sha256 ")
+    assert len(set(found.values())) == 4

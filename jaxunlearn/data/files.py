@@ -16,7 +16,7 @@ from typing import Any
 
 from jaxunlearn.config import DataConfig
 from jaxunlearn.data.rows import Row
-from jaxunlearn.errors import UserError
+from jaxunlearn.errors import UserError, one_line
 
 Record = Mapping[str, Any]
 """Column to value."""
@@ -163,8 +163,9 @@ def _read_parquet(path: Path) -> _Records:
     except OSError:
         raise
     except Exception as error:
-        fault = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path}: not a Parquet file that can be read ({fault})") from None
+        raise UserError(
+            f"{path}: not a Parquet file that can be read ({one_line(error)})"
+        ) from None
 
 
 def _read_text(path: Path) -> _Records:

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxunlearn.data.chat import after_answer, render
 from jaxunlearn.data.rows import Text, UnlearningData
-from jaxunlearn.errors import UserError
+from jaxunlearn.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -29,9 +30,6 @@ WIDTH_STEP = 16
 
 WIDTHS = (16, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 """A batch is cut to the smallest of these that holds its longest row: few shapes, few pads."""
-
-TODAY = "{% macro strftime_now(form) %}26 Jul 2024{% endmacro %}\n"
-"""Put before a chat template, so that its rows do not change from day to day. Llama's own date."""
 
 BYTE_ALPHABET = 256
 _SPECIAL = ("<pad>", "<s>", "</s>")
@@ -84,7 +82,7 @@ def load_tokenizer(folder: Path) -> "Tokenizer":
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many kinds
-        raise UserError(f"{folder}: the tokenizer cannot be read ({_one_line(error)})") from None
+        raise UserError(f"{folder}: the tokenizer cannot be read ({one_line(error)})") from None
     if not tokenizer.is_fast:
         raise UserError(
             f"{folder}: {type(tokenizer).__name__} does not say where in the text a token lies, as"
@@ -195,7 +193,7 @@ def stop_tokens(tokenizer: "Tokenizer") -> tuple[int, ...]:
     """The tokens that end an answer: end of text and, with a chat template, end of turn."""
     stops = {tokenizer.eos_token_id}
     if tokenizer.chat_template:
-        stops.add(_after_answer(tokenizer)[1])
+        stops.add(after_answer(tokenizer)[1])
     return tuple(sorted(stops - {None}))
 
 
@@ -265,7 +263,7 @@ def _split_rows(
     """Prompt tokens and answer tokens of each text."""
     chat = [_is_chat(tokenizer, text) for text in texts]
     eos = tokenizer.eos_token_id
-    after, end = _after_answer(tokenizer) if any(chat) else ("", eos)
+    after, end = after_answer(tokenizer) if any(chat) else ("", eos)
     prompts = [_prompt_text(tokenizer, text, template) for text in texts]
     rests = [
         _answer_text(tokenizer, text, prompt, after) if rendered else plain(text, template)[1]
@@ -295,12 +293,12 @@ def _is_chat(tokenizer: "Tokenizer", text: Text) -> bool:
 
 def _prompt_text(tokenizer: "Tokenizer", text: Text, template: str) -> str:
     chat = _is_chat(tokenizer, text)
-    return _render(tokenizer, text.question) if chat else plain(text, template)[0]
+    return render(tokenizer, text.question) if chat else plain(text, template)[0]
 
 
 def _answer_text(tokenizer: "Tokenizer", text: Text, prompt: str, after: str) -> str:
     """The text between the prompt and what the chat template puts after the answer."""
-    chat = _render(tokenizer, text.question, text.answer)
+    chat = render(tokenizer, text.question, text.answer)
     end = len(chat) - len(after)
     if not (chat.startswith(prompt) and chat.endswith(after) and len(prompt) <= end):
         raise UserError(
@@ -309,42 +307,6 @@ def _answer_text(tokenizer: "Tokenizer", text: Text, prompt: str, after: str) ->
             " data.template"
         )
     return chat[len(prompt) : end]
-
-
-def _render(tokenizer: "Tokenizer", question: str, answer: str | None = None) -> str:
-    """The chat template's text of a question with its answer, or up to where the answer begins."""
-    messages = [{"role": "user", "content": question}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": answer})
-    try:
-        return tokenizer.apply_chat_template(
-            messages,
-            chat_template=TODAY + tokenizer.get_chat_template(),
-            tokenize=False,
-            add_generation_prompt=answer is None,
-            enable_thinking=False,  # else some put an empty thought into the answer
-        )
-    except Exception as error:  # a template is a program, and can fail in any way
-        raise UserError(
-            f"chat template: it cannot be applied ({_one_line(error)}); take chat_template out of"
-            " the tokenizer's files to use data.template"
-        ) from None
-
-
-def _after_answer(tokenizer: "Tokenizer") -> tuple[str, int | None]:
-    """What the chat template puts after every answer, from the token that ends the turn.
-
-    Without such a token it is all of that text, and end of text ends the turn.
-    """
-    one, other = (_render(tokenizer, "a", answer) for answer in ("b", "c"))
-    differ = [i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y]
-    text = one[max(differ, default=-1) + 1 :]
-    ends = _end_ids(tokenizer)
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    for token, (start, _) in zip(coded["input_ids"], coded["offset_mapping"], strict=True):
-        if token in ends:
-            return text[start:], token
-    return text, tokenizer.eos_token_id
 
 
 def _encode_texts(
@@ -388,17 +350,6 @@ def _encode_apart(tokenizer: "Tokenizer", rest: str) -> list[int]:
     before = "\n" if puts_space else ""
     ((tokens, ends),) = _tokens_and_ends(tokenizer, [before + rest], add_special_tokens=False)
     return [token for token, end in zip(tokens, ends, strict=True) if end > len(before)]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
-def _end_ids(tokenizer: "Tokenizer") -> set[int]:
-    """Special tokens that can end a turn."""
-    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
-    other = {tokenizer.bos_token_id, tokenizer.unk_token_id}
-    return (special - other) | {tokenizer.eos_token_id}
 
 
 def _pad_id(tokenizer: "Tokenizer") -> int:
