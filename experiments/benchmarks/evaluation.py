@@ -217,13 +217,13 @@ def theirs(peer: Peer, sets: Mapping[str, EvalSet]) -> dict[str, float]:
         if chosen.role == "holdout":
             continue
         right = np.exp(-peer.losses([row.key for row in rows]))
-        para = [row.key._replace(answer=row.paraphrased_answer or row.answer) for row in rows]
+        para = [row.text(row.paraphrased_answer or row.answer) for row in rows]
         if chosen.role != "general":
             para_losses = peer.losses(para)
         else:
             para_losses = -np.log(right)
         k = len(rows[0].perturbed_answers)
-        wrong = [row.key._replace(answer=a) for row in rows for a in row.perturbed_answers]
+        wrong = [row.text(a) for row in rows for a in row.perturbed_answers]
         wrong_losses = peer.losses(wrong).reshape(len(rows), k)
         ratio = metrics.truth_ratio(-para_losses, -wrong_losses)
         rouge = metrics.rouge_l_recall(peer.answers(rows), [row.answer for row in rows])

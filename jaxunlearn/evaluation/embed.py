@@ -16,6 +16,7 @@ from jaxunlearn.evaluation.forward import batches
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.placement import spread, spread_model
 from jaxunlearn.user_file import user_function
 
 Embedder = Callable[[Sequence[str]], np.ndarray]
@@ -34,16 +35,17 @@ def from_model(model: LanguageModel, truths: Sequence[str], *, batch_size: int =
       model: with a tokenizer. To compare models, use one for all: a model that has unlearned would
         judge itself.
       truths: the true answers of the evaluation sets; they are embedded at the first call.
-      batch_size: texts in one forward pass.
+      batch_size: texts in one forward pass, rounded up so that each device gets as many.
 
     Returns:
       A function from texts to float64 [n, D]. Of a text that is longer than the model's limit it
       sees the beginning.
     """
+    there = functools.cache(lambda: spread_model(model))
     centre = functools.cache(
-        lambda: _pooled(model, list(dict.fromkeys(truths)), batch_size).mean(axis=0)
+        lambda: _pooled(there(), list(dict.fromkeys(truths)), batch_size).mean(axis=0)
     )
-    return lambda texts: _pooled(model, texts, batch_size) - centre()
+    return lambda texts: _pooled(there(), texts, batch_size) - centre()
 
 
 def load(name: str) -> Embedder:
@@ -129,11 +131,12 @@ def _pooled(model: LanguageModel, texts: Sequence[str], batch_size: int) -> np.n
         whole, tokens=whole.tokens[:, :limit], lengths=np.minimum(whole.lengths, limit)
     )
     vectors = np.zeros((len(texts), config.hidden_size))
-    for rows, batch in batches(table, batch_size):
+    there = spread((model.params, model.lora))
+    for rows, batch in batches(table, there.batch_size(batch_size)):
         mask = np.zeros(batch.shape, bool)
         mask[: len(rows)] = whole.answer_mask[rows, : batch.shape[1]]
-        found = jax.device_get(_mean_hidden(config, model.params, model.lora, batch, mask))
-        vectors[rows] = found[: len(rows)]
+        found = _mean_hidden(config, *there.tree, *there.deal((batch, mask)))
+        vectors[rows] = jax.device_get(found)[: len(rows)]
     return vectors
 
 

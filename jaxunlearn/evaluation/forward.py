@@ -12,6 +12,7 @@ import numpy as np
 from jaxunlearn.data.tokens import TokenTable, batch_width, check_ids
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.placement import spread
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,15 @@ def score(
 ) -> TokenStats:
     """Forwards every row of a table once.
 
-    Rows are sorted by length, so that a batch is hardly wider than its rows; a row's numbers do
-    not depend on its batch.
+    Rows are sorted by length, so that a batch is hardly wider than its rows, and dealt to all
+    local devices; a row's numbers depend neither on its batch nor on the devices.
 
     Args:
       config: the model's shape.
       params: its parameters.
       table: n rows.
       lora: scaled adapter factors, or None.
-      batch_size: rows in one forward pass.
+      batch_size: rows in one forward pass, rounded up so that each device gets as many.
       moments: also `means` and `deviations`, which Min-K%++ needs.
       on_rows: called with the number of rows done after each batch.
 
@@ -62,9 +63,10 @@ def score(
     n, width = table.tokens.shape
     dtypes = (np.float32, bool, np.float32, np.float32)[: 4 if moments else 2]
     found = [np.zeros((n, width), dtype) for dtype in dtypes]
-    for rows, batch in batches(table, batch_size):
+    there = spread((params, lora))
+    for rows, batch in batches(table, there.batch_size(batch_size)):
         cut = batch.shape[1]
-        of_batch = jax.device_get(_statistics(config, params, lora, batch, moments))
+        of_batch = jax.device_get(_statistics(config, *there.tree, there.deal(batch), moments))
         for whole, part in zip(found, of_batch, strict=True):
             whole[rows, :cut] = part[: len(rows)]
         if on_rows is not None:

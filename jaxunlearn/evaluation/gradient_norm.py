@@ -13,6 +13,7 @@ from jaxunlearn.data.tokens import TokenTable, check_ids
 from jaxunlearn.evaluation.forward import batches
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.placement import spread
 
 
 def gradient_norm_score(
@@ -32,7 +33,8 @@ def gradient_norm_score(
       params: its parameters.
       table: n rows.
       lora: scaled adapter factors; the gradient is then that of these alone. None: of `params`.
-      batch_size: gradients held at once; each is as large as what it is taken of.
+      batch_size: gradients held at once, each as large as what it is taken of; rounded up so that
+        each device has as many.
 
     Returns:
       float64 `[n]`; `nan` for rows without an answer token.
@@ -46,10 +48,12 @@ def gradient_norm_score(
     """
     check_ids(table, config.vocab_size)
     scores = np.full(len(table.tokens), np.nan)
-    for rows, tokens in batches(table, batch_size):
+    there = spread((params, lora))
+    for rows, tokens in batches(table, there.batch_size(batch_size)):
         mask = np.zeros(tokens.shape, bool)
         mask[: len(rows)] = table.answer_mask[rows, : tokens.shape[1]]
-        norms = jax.device_get(_norms(config, params, lora, tokens, mask))[: len(rows)]
+        norms = _norms(config, *there.tree, *there.deal((tokens, mask)))
+        norms = jax.device_get(norms)[: len(rows)]
         scores[rows] = np.where(mask[: len(rows)].any(axis=1), -norms, np.nan)
     return scores
 

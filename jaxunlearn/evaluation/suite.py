@@ -21,6 +21,7 @@ from jaxunlearn.evaluation.open_unlearning_logs import Log
 from jaxunlearn.evaluation.results import Results, Scores, Table
 from jaxunlearn.evaluation.statistics import STATISTICS, Statistic
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.placement import spread_model
 
 OnRows = Callable[[int, int], None]
 
@@ -110,7 +111,11 @@ def evaluate(
         name: [STATISTICS[one] for one in statistics]
         for name, statistics in chosen.plan(roles).items()
     }
-    work = _Work(model, judge or model, config, template, max_length)
+    own = judge is None or judge is model
+    # Once for all parts; each would otherwise copy the params to all devices for itself.
+    model = spread_model(model)
+    judge = model if own else judge
+    work = _Work(model, judge, config, template, max_length)
     texts = sorted(
         {
             text
@@ -138,7 +143,7 @@ def evaluate(
         scores,
         generations,
         final_eos=model.tokenizer.eos_token_id is not None,
-        embedder=_embedder(judge or model, sets, config),
+        embedder=_embedder(judge, sets, config),
         config=config,
         judged=work.judge_texts(said, scores),
         gradient_norms=work.gradient_norms([row.key for n in sloped for row in sets[n].rows]),
@@ -256,9 +261,7 @@ class _Work:
             keys = [row.text("") for name in names for row in sets[name].rows]
             distinct = list(dict.fromkeys(keys))
             prompts = [
-                tokens.prompt_tokens(
-                    tokenizer, key.question, template=self.template, raw=key.raw
-                )
+                tokens.prompt_tokens(tokenizer, key.question, template=self.template, raw=key.raw)
                 for key in distinct
             ]
             settings = self.config
@@ -269,8 +272,7 @@ class _Work:
             answers = dict(zip(distinct, texts, strict=True))
             for name in names:
                 found[name] = [
-                    _until(answers[row.text("")], sets[name].until)
-                    for row in sets[name].rows
+                    _until(answers[row.text("")], sets[name].until) for row in sets[name].rows
                 ]
         return {name: found[name] for name in sets}, no_room
 

@@ -1,9 +1,10 @@
 """Text generation: prompts in, continuation ids out, with a key-value cache on the device.
 
 Prompts of different lengths are sorted, padded on the left to a few fixed widths and decoded by one
-compiled loop per shape, so that every row writes the same cache slot at the same step. What a row
-gets does not depend on its batch mates: padding is masked, positions count from the row's own
-start, and its random keys derive from (seed, row, step) alone.
+compiled loop per shape, so that every row writes the same cache slot at the same step. The rows are
+dealt to all local devices. What a row gets depends neither on its batch mates nor on the devices:
+padding is masked, positions count from the row's own start, and its random keys derive from (seed,
+row, step) alone.
 """
 
 import functools
@@ -18,6 +19,7 @@ import numpy as np
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_logits
+from jaxunlearn.models.placement import spread
 from jaxunlearn.models.transformer import (
     Block,
     Embedding,
@@ -74,7 +76,7 @@ def generate(
       stop_tokens: ids that end a continuation; they are not part of it.
       sampling: how the next id is drawn.
       seed: of the random draws.
-      batch_size: most prompts decoded together.
+      batch_size: most prompts decoded together, rounded up so that each device gets as many.
       on_rows: called with the number of prompts done after each batch.
 
     Returns:
@@ -94,7 +96,8 @@ def generate(
         mode = "filtered"
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
     batches = -(-len(prompts) // batch_size)
-    size = -(-len(prompts) // batches)
+    there = spread((params, lora))
+    size = there.batch_size(-(-len(prompts) // batches))
     results: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(prompts), size):
         rows = by_length[first : first + size]
@@ -105,11 +108,8 @@ def generate(
             config,
             -(-max_new_tokens // _NARROWEST) * _NARROWEST,
             mode,
-            params,
-            lora,
-            tokens,
-            starts,
-            indices,
+            *there.tree,
+            *there.deal((tokens, starts, indices)),
             jnp.int32(max_new_tokens),
             jnp.asarray(stop_tokens, jnp.int32),
             draw,

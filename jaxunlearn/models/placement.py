@@ -1,0 +1,74 @@
+"""Where params and batches lie, so that a forward pass uses every local device.
+
+Params that lie on one device are copied to all of them and the rows of a batch are dealt out; the
+compiler then runs the same program on each device with its share of the rows. Params that are
+already sharded over a mesh stay as they are, and the rows are dealt along the mesh's first axis.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxunlearn.models.language_model import LanguageModel
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Arrays on the devices of a mesh, and how rows are dealt to the same devices."""
+
+    tree: Any
+    """Arrays that every batch needs, such as (params, lora)."""
+    mesh: Mesh | None
+    """None: there is one device only, and nothing has to be moved."""
+
+    def batch_size(self, least: int) -> int:
+        """The smallest number of rows, not below `least`, that can be dealt out evenly."""
+        parts = 1 if self.mesh is None else self.mesh.devices.shape[0]
+        return -(-least // parts) * parts
+
+    def deal(self, rows: Any) -> Any:
+        """Arrays [batch, ...] with each device's share of the rows on it."""
+        if self.mesh is None:
+            return rows
+        along_first = PartitionSpec(self.mesh.axis_names[0])
+        return jax.device_put(rows, NamedSharding(self.mesh, along_first))
+
+
+def spread(tree: Any) -> Spread:
+    """Arrays on all local devices: copied to each, or as they are if a mesh has them already.
+
+    Nothing is copied twice: spreading what `spread` gave moves no data.
+
+    Args:
+      tree: arrays, each on one device or sharded over a mesh that they share; those on one device
+        are copied to every device of that mesh.
+    """
+    meshes = [leaf.sharding.mesh for leaf in jax.tree.leaves(tree) if _is_sharded(leaf)]
+    devices = meshes[0].devices if meshes else np.array(jax.local_devices())
+    if devices.size == 1:
+        return Spread(tree, None)
+    names = meshes[0].axis_names if meshes else ("data",)
+    # The model's code leaves intermediate shardings to the compiler, which explicit axes forbid.
+    mesh = Mesh(devices, names, axis_types=(AxisType.Auto,) * len(names))
+
+    def home(leaf: Any) -> NamedSharding:
+        spec = leaf.sharding.spec if _is_sharded(leaf) else PartitionSpec()
+        return NamedSharding(mesh, spec)
+
+    return Spread(jax.device_put(tree, jax.tree.map(home, tree)), mesh)
+
+
+def spread_model(model: LanguageModel) -> LanguageModel:
+    """The same model with its params and adapter spread, for several calls that need them."""
+    factors = None if model.adapter is None else model.adapter.factors
+    params, factors = spread((model.params, factors)).tree
+    adapter = None if model.adapter is None else replace(model.adapter, factors=factors)
+    return replace(model, params=params, adapter=adapter)
+
+
+def _is_sharded(leaf: Any) -> bool:
+    sharding = getattr(leaf, "sharding", None)
+    return isinstance(sharding, NamedSharding) and sharding.mesh.size > 1
