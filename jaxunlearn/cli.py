@@ -81,6 +81,16 @@ def _parser() -> argparse.ArgumentParser:
     logs_help = "write TOFU_EVAL.json and TOFU_SUMMARY.json as open-unlearning does"
     sub.add_argument("--logs", metavar="FOLDER", help=logs_help)
 
+    sub = command("lm-eval", _lm_eval, "run tasks of EleutherAI's lm-evaluation-harness")
+    sub.add_argument("model", help=model_help)
+    sub.add_argument("--tasks", required=True, metavar="NAME,NAME", help="* stands for anything")
+    sub.add_argument("--include-path", metavar="DIR", help="task files of your own")
+    sub.add_argument("--limit", type=int, metavar="N", help="documents of each task; default: all")
+    sub.add_argument("--num-fewshot", type=int, metavar="N", help="default: as the task says")
+    sub.add_argument("--batch-size", type=int, default=8, metavar="N", help="default 8")
+    sub.add_argument("--apply-chat-template", action="store_true", help="the tokenizer's own")
+    sub.add_argument("--json", metavar="FILE", help="write the harness's results to a file")
+
     sub = command("generate", _generate, "continue a prompt")
     sub.add_argument("model", help=model_help)
     text = sub.add_mutually_exclusive_group(required=True)
@@ -245,6 +255,26 @@ def _evaluate(options: argparse.Namespace) -> None:
         print(f"{name:<34} {value:>10}   n={entry['n']}")
     if options.json:
         write_text(Path(options.json), json.dumps(evaluation.metrics, indent=2) + "\n")
+
+
+def _lm_eval(options: argparse.Namespace) -> None:
+    import json
+
+    from jaxunlearn.harness import HarnessModel, run_tasks, text_table
+    from jaxunlearn.runs import write_text
+
+    results = run_tasks(
+        HarnessModel(_model(options.model), batch_size=options.batch_size),
+        options.tasks.split(","),
+        include_path=options.include_path,
+        limit=options.limit,
+        num_fewshot=options.num_fewshot,
+        apply_chat_template=options.apply_chat_template,
+    )
+    print(text_table(results))
+    if options.json:
+        results["config"]["model"] = options.model
+        write_text(Path(options.json), json.dumps(results, indent=2) + "\n")
 
 
 def _generate(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 
 import pytest
 import yaml
@@ -176,6 +177,13 @@ def test_bad_generate_options(capsys, tiny_folder):
     assert "999" in refused(
         capsys, "generate", tiny_folder, "--prompt", "a", "--max-new-tokens", 999
     )
+
+
+def test_lm_eval_names_the_extra_that_it_needs(capsys, tiny_folder, monkeypatch):
+    monkeypatch.delitem(sys.modules, "jaxunlearn.harness", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    message = refused(capsys, "lm-eval", tiny_folder, "--tasks", "arc_easy")
+    assert message == "error: lm_eval is not installed; pip install 'jaxunlearn[lm-eval]'"
 
 
 def test_report_wants_finished_runs(capsys, tmp_path):

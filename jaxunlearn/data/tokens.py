@@ -126,7 +126,22 @@ def encode(
         width = min(-(-longest // WIDTH_STEP) * WIDTH_STEP, max(max_length, 1))
     if longest > width:
         raise ValueError(f"width must be at least {longest}, got {width}")
-    return Encoded(_table([rows[i] for i in kept], width, _pad_id(tokenizer)), kept, left_out)
+    return Encoded(make_table([rows[i] for i in kept], width, _pad_id(tokenizer)), kept, left_out)
+
+
+def make_table(
+    rows: Sequence[tuple[Sequence[int], Sequence[int]]], width: int, pad: int = 0
+) -> TokenTable:
+    """Prompt tokens and answer tokens of each row, side by side in `width` columns."""
+    tokens = np.full((len(rows), width), pad, np.int32)
+    for i, (prompt, answer) in enumerate(rows):
+        tokens[i, : len(prompt) + len(answer)] = [*prompt, *answer]
+    lengths = np.array([len(prompt) + len(answer) for prompt, answer in rows], np.int32)
+    # Nothing comes before the first token that could predict it.
+    prompts = np.array([max(len(prompt), 1) for prompt, _ in rows], np.int32)
+    column = np.arange(width)
+    mask = (column >= prompts[:, None]) & (column < lengths[:, None])
+    return TokenTable(tokens, mask, lengths, prompts)
 
 
 def check_ids(table: TokenTable, vocab_size: int) -> None:
@@ -356,18 +371,6 @@ def _pad_id(tokenizer: "Tokenizer") -> int:
     """Any id will do: lengths and masks say what is real."""
     ids = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)
     return next(i for i in ids if i is not None)
-
-
-def _table(rows: Sequence[tuple[list[int], list[int]]], width: int, pad: int) -> TokenTable:
-    tokens = np.full((len(rows), width), pad, np.int32)
-    for i, (prompt, answer) in enumerate(rows):
-        tokens[i, : len(prompt) + len(answer)] = prompt + answer
-    lengths = np.array([len(prompt) + len(answer) for prompt, answer in rows], np.int32)
-    # Nothing comes before the first token that could predict it.
-    prompts = np.array([max(len(prompt), 1) for prompt, _ in rows], np.int32)
-    column = np.arange(width)
-    mask = (column >= prompts[:, None]) & (column < lengths[:, None])
-    return TokenTable(tokens, mask, lengths, prompts)
 
 
 def _widen(table: TokenTable, width: int) -> TokenTable:
