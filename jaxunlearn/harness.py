@@ -102,9 +102,7 @@ class HarnessModel(TemplateLM):
         """Part of the name under which the harness caches requests."""
         return self.tokenizer.name_or_path.replace("/", "__")
 
-    def tok_encode(
-        self, string: str, add_special_tokens: bool | None = None, **_: Any
-    ) -> list[int]:
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None) -> list[int]:
         """Tokens of a text; special ones as the tokenizer puts them, unless it has them already."""
         if add_special_tokens is None:
             prefix = self.tokenizer.decode([self.prefix_token_id])
@@ -149,10 +147,7 @@ class HarnessModel(TemplateLM):
             return render(turns)
 
     def _loglikelihood_tokens(
-        self,
-        requests: list[tuple[Any, list[int], list[int]]],
-        disable_tqdm: bool = False,
-        **_: Any,
+        self, requests: list[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-probability of each continuation, and whether greedy decoding would give it.
 
@@ -172,7 +167,7 @@ class HarnessModel(TemplateLM):
         if not rows:
             return []
         longest = max(len(context) + len(continuation) for context, continuation in rows)
-        table = make_table(list(rows), -(-longest // WIDTH_STEP) * WIDTH_STEP, pad=0)
+        table = make_table(list(rows), -(-longest // WIDTH_STEP) * WIDTH_STEP)
         with tqdm(total=len(rows), desc="Scoring", disable=disable_tqdm) as bar:
             stats = score(
                 self.model.config,

@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 
 from jaxunlearn import cli, harness
 from jaxunlearn.errors import UserError
-from jaxunlearn.models import transformer
+from jaxunlearn.models import lora, transformer
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
@@ -163,6 +163,7 @@ def test_numbers_are_those_of_the_harness_own_model(request, manager, name, num_
     assert (longest > POSITIONS) == (num_fewshot == 4)
 
 
+@pytest.mark.slow
 def test_a_chat_template_is_applied_as_the_harness_own_model_does(tiny, manager, tmp_path):
     """This template refuses system turns, which are then left out."""
     torch_model = pytest.importorskip("lm_eval.models.huggingface").HFLM
@@ -182,10 +183,33 @@ def test_a_chat_template_is_applied_as_the_harness_own_model_does(tiny, manager,
     assert harness.HarnessModel(model).tok_encode(prompt).count(tokenizer.bos_token_id) == 2
 
 
-def test_a_tokenizer_without_chat_template_is_refused(tiny):
+def test_a_chat_template_that_is_missing_or_fails_is_refused(tiny):
     turns = [{"role": "user", "content": "Who?"}]
     with pytest.raises(UserError, match="no chat template"):
         harness.HarnessModel(tiny).apply_chat_template(turns)
+    tokenizer = copy.deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = "{{ raise_exception('never') }}"
+    with pytest.raises(UserError, match=r"cannot be applied \(never\)"):
+        harness.HarnessModel(dataclasses.replace(tiny, tokenizer=tokenizer)).apply_chat_template(
+            turns
+        )
+
+
+def test_an_adapter_counts_as_if_merged(tiny):
+    factors = lora.init(tiny.params, 2, key=jax.random.key(3))
+    factors = jax.tree.map(lambda x: x + 0.1, factors)
+    adapted = dataclasses.replace(tiny, adapter=lora.Adapter(factors, 1.0))
+    settings = {"max_gen_toks": 8}
+
+    def numbers(model):
+        model = harness.HarnessModel(model)
+        found = model.loglikelihood(requests("loglikelihood", [("Who?", " Ann")]))
+        return found[0][0], model.generate_until(requests("generate_until", [("Who?", settings)]))
+
+    (with_adapter, said), (merged, said_merged) = numbers(adapted), numbers(adapted.merged())
+    np.testing.assert_allclose(with_adapter, merged, rtol=1e-5)
+    assert said == said_merged
+    assert abs(with_adapter - numbers(tiny)[0]) > 0.01
 
 
 def test_log_likelihoods_by_hand(tiny):
@@ -263,7 +287,7 @@ def test_answers_end_where_the_task_says(tiny):
         first = min(whole.index(s) for s in ([stop] if isinstance(stop, str) else stop))
         assert say(max_gen_toks=16, until=stop) == whole[:first]
     assert say(max_gen_toks=16, temperature=2.0, top_k=1, do_sample=True, num_beams=1) == whole
-    with pytest.raises(UserError, match="cannot do repetition_penalty=1.2; there are until, max"):
+    with pytest.raises(UserError, match="cannot do repetition_penalty"):
         say(repetition_penalty=1.2)
     with pytest.raises(UserError, match=f"max_gen_toks is {POSITIONS}"):
         say(max_gen_toks=POSITIONS)
@@ -288,6 +312,7 @@ def test_what_a_model_must_have(tiny):
         harness.HarnessModel(tiny).loglikelihood(requests("loglikelihood", long))
 
 
+@pytest.mark.slow
 def test_the_harness_knows_the_model_by_name(tiny_folder, manager):
     args = f"path={tiny_folder},max_length=100"
     results = run("jaxunlearn", manager, "local_choice", model_args=args, batch_size=3, limit=2)
