@@ -74,7 +74,6 @@ def test_overrides_index_lists():
         ({"sampling.general": "per_epoch"}, ["sampling: general means nothing for name random"]),
         ({"sampling.match_steps": "epochs"}, ["sampling.match_steps", "'melu'"]),
         ({"sampling.match_steps": 10**9}, ["sampling.match_steps", "1000000"]),
-        ({"evaluation.embedder": "e.py:f"}, ["evaluation: embedder means nothing for suite tofu"]),
         ({"training.micro_batches": 3}, ["micro_batches", "multiple"]),
         ({"baselines.7.beta": 1}, ["--baselines.7.beta", "0"]),
         ({"data.format": "tofu"}, ["data: forget is required for format tofu"]),

@@ -97,7 +97,7 @@ def test_general_sets_score_the_right_option_against_the_wrong(tiny, world):
 
 def test_raw_rows_are_scored_as_they_stand(tiny):
     row = Row("Once upon", "a time", raw=True)
-    found = evaluate(tiny, {"forget": EvalSet("forget", (row,))}).forget_rows["probability"]
+    found = evaluate(tiny, {"forget": EvalSet("forget", (row,))}).rows["forget_probability"]
     ids = tiny.tokenizer("Once upon a time")["input_ids"] + [tiny.tokenizer.eos_token_id]
     start = len(tiny.tokenizer("Once upon")["input_ids"])
     log_probs = jax.nn.log_softmax(transformer.logits(tiny.config, tiny.params, np.array([ids]))[0])
