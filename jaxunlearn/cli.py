@@ -114,15 +114,16 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="comparison.html", metavar="FILE")
 
     sub = command("attack", _attack, "try to bring back what a finished run forgot")
-    sub.add_argument("run", metavar="RUN", help="run folder")
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
+    many = {"action": "append", "default": []}
+    sub.add_argument("--method", **many, metavar="LABEL", help="of the run; default: its main one")
     sub.add_argument("--steps", type=int, metavar="N", help="of relearning; default: one epoch")
     sub.add_argument("--rows", type=int, metavar="K", help="to relearn; default: all forget rows")
     rate_help = "default: that of the run's finetune section, else 2e-5"
     sub.add_argument("--learning-rate", type=float, metavar="X", help=rate_help)
     sub.add_argument("--samples", type=int, default=8, metavar="N", help="per question; default 8")
-    sub.add_argument(
-        "--only", action="append", default=[], metavar="NAME", help="may be repeated; default: all"
-    )
+    sub.add_argument("--only", **many, metavar="NAME", help="may be repeated; default: all")
+    sub.add_argument("--output", metavar="FILE", help="of several runs; default: attacks.html")
 
     command("methods", _methods, "list methods, their hyper-parameters and sources")
     command("samplers", _samplers, "list samplers")
@@ -366,23 +367,17 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _attack(options: argparse.Namespace) -> None:
-    from jaxunlearn import attacks
+    from jaxunlearn.attacks import running
+    from jaxunlearn.attacks.case import Options
     from jaxunlearn.evaluation import robustness
 
-    result = attacks.run(
-        options.run,
-        attacks.Options(
-            options.steps,
-            options.rows,
-            options.learning_rate,
-            options.samples,
-            tuple(dict.fromkeys(options.only)),
-        ),
-    )
-    _console().print(robustness.table(result))
+    numbers = (options.steps, options.rows, options.learning_rate, options.samples)
+    names = (tuple(dict.fromkeys(words)) for words in (options.only, options.method))
+    result, page = running.attack(options.runs, Options(*numbers, *names), options.output)
+    for table in robustness.tables(result):
+        _console().print(table)
     print("\n".join(robustness.verdicts(result)))
-    folder = Path(options.run)
-    print(f"report:  {folder / 'attacks.html'}\nnumbers: {folder / 'attacks.json'}")
+    print(f"report:  {page}\nnumbers: {page.with_suffix('.json')}")
 
 
 def _methods(options: argparse.Namespace) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,16 +109,24 @@ class Stages:
         self, label: str, target: LanguageModel, method: MethodConfig
     ) -> tuple[LanguageModel, list[Evaluation]]:
         """The target after one method, and its evaluation; after each request if there are some."""
+        after = []
+        for stage, model in self.unlearned(label, target, method):
+            after.append(self.evaluate(stage, model))
+        return model, after
+
+    def unlearned(
+        self, label: str, target: LanguageModel, method: MethodConfig
+    ) -> Iterator[tuple[str, LanguageModel]]:
+        """The stage and its model: once, or after each request if there are some."""
         if self.experiment.requests is None:
-            model = self._unlearn(label, target, method, self.data.forget, self.data.retain)
-            return model, [self.evaluate(label, model)]
-        model, after = target, []
+            yield label, self._unlearn(label, target, method, self.data.forget, self.data.retain)
+            return
+        model = target
         for number, request in enumerate(self.requests, 1):
             stage = request_stage(label, number)
             # Merged, because the next request has an adapter of its own.
             model = self._unlearn(stage, model, method, request.forget, request.retain).merged()
-            after.append(self.evaluate(stage, model))
-        return model, after
+            yield stage, model
 
     def _unlearn(
         self,

@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jaxunlearn import config_file, experiment
 from jaxunlearn.config import Experiment
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report
+from jaxunlearn.evaluation.entries import over_runs
 from jaxunlearn.runs import write_text
 from jaxunlearn.training.loop import DivergedError
 
@@ -112,22 +112,12 @@ def over_seeds(name: str, done: Sequence[tuple[Settings, Mapping[str, Any]]]) ->
         "name": name,
         "primary": list(values)[-1],
         "models": {
-            label: {metric: _entry(found) for metric, found in known.items()}
+            label: {metric: over_runs(found) for metric, found in known.items()}
             for label, known in values.items()
         },
         "training": {label: found[0] for label, found in trained.items()},
         "config": last["config"],
         "notes": [f"{len(done)} runs: means over {over}; small print: least and greatest value"],
-    }
-
-
-def _entry(values: Sequence[float]) -> dict[str, Any]:
-    spread = statistics.stdev(values) if len(values) > 1 else None
-    return {
-        "value": statistics.fmean(values),
-        "n": len(values),
-        "ci": [min(values), max(values)],
-        "sd": spread,
     }
 
 

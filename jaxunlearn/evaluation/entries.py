@@ -1,6 +1,7 @@
 """From one value per row to one entry of `summary.json`, with its bootstrap interval."""
 
-from collections.abc import Callable
+import statistics
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -111,6 +112,22 @@ def entry(value: float, n: int, interval: tuple[float, float] | None = None) -> 
         "value": float(value) if np.isfinite(value) else None,
         "n": n,
         "ci": list(interval) if known else None,
+    }
+
+
+def over_runs(values: Sequence[float]) -> Entry:
+    """One entry of several runs: their mean, how many they are, the least and the greatest, and the
+    standard deviation of a sample as "sd" (None for one run).
+
+    >>> over_runs([1.0, 3.0])["value"], over_runs([1.0, 3.0])["ci"]
+    (2.0, [1.0, 3.0])
+    """
+    spread = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        "value": statistics.fmean(values),
+        "n": len(values),
+        "ci": [min(values), max(values)],
+        "sd": spread,
     }
 
 

@@ -85,6 +85,7 @@ def write_html(
     summary: Summary,
     curves: Sequence[Mapping[str, Any]] = (),
     samples: Sequence[Mapping[str, Any]] = (),
+    layers: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report of one run as one self-contained page, atomically.
 
@@ -93,6 +94,7 @@ def write_html(
       summary: what `summary.json` holds.
       curves: lines of `metrics.jsonl`, each with `model` and `step`.
       samples: `{"set", "question", "answer", "generations": {model: text}}`.
+      layers: what was measured of each layer: `model`, `step` (the layer) and numbers.
     """
     rows = [("", model, values) for model, values in with_training(summary).items()]
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
@@ -108,6 +110,8 @@ def write_html(
         requests=plots.lines_svg(
             over_requests.lines(summary.get("requests", {})), looks, axis="requests done"
         ),
+        layers=plots.lines_svg(layers, looks, axis="layer"),
+        layers_legend=list(dict.fromkeys(row["model"] for row in layers)),
         legend=list(dict.fromkeys(row.get("model", "") for row in curves)),
         samples=_sample_groups(samples, summary),
         open_samples=_OPEN_SAMPLES,
@@ -151,6 +155,8 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
         **_results(rows, looks, primaries),
         panels=[],
         requests=[],
+        layers=[],
+        layers_legend=[],
         legend=[],
         samples=[],
         open_samples=0,

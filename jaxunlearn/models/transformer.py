@@ -146,7 +146,7 @@ class Decoder(nn.Module):
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
         layers = nn.scan(
             block,
-            variable_axes={"params": 0, "lora": 0},
+            variable_axes={"params": 0, "lora": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=config.num_layers,
@@ -186,7 +186,10 @@ class Block(nn.Module):
         )
         added_BTD = x_BTD + after(mixed_BTD, "attention_post_norm")
         read_BTD = before(x_BTD if config.parallel else added_BTD, "mlp_norm")
-        return added_BTD + after(MLP(config, name="mlp")(read_BTD), "mlp_post_norm"), cache
+        x_BTD = added_BTD + after(MLP(config, name="mlp")(read_BTD), "mlp_post_norm")
+        # Kept only for those who ask for intermediates; see `lens`.
+        self.sow("intermediates", "residual", x_BTD)
+        return x_BTD, cache
 
 
 class Attention(nn.Module):
