@@ -374,8 +374,8 @@ def _attack(options: argparse.Namespace) -> None:
     numbers = (options.steps, options.rows, options.learning_rate, options.samples)
     names = (tuple(dict.fromkeys(words)) for words in (options.only, options.method))
     result, page = running.attack(options.runs, Options(*numbers, *names), options.output)
-    for table in robustness.tables(result):
-        _console().print(table)
+    for table in robustness.tables(result).values():
+        _console().print(robustness.rich_table(table))
     print("\n".join(robustness.verdicts(result)))
     print(f"report:  {page}\nnumbers: {page.with_suffix('.json')}")
 

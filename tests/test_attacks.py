@@ -335,6 +335,25 @@ def test_several_runs_are_means_by_hand():
     assert robustness.verdicts(both) == ["npo, probability: R 1.000 (1.000-1.000)"]
 
 
+def test_tables_by_hand():
+    found = {
+        **result_of(0.1, 1.0),
+        "quantisation": {"retrained": [point("nf4", 0.5)], "npo": [point("nf4", 0.25)]},
+        "prompts": {"npo": [{"name": "prefix", "rouge": point("", 0.75)["rouge"]}]},
+    }
+    made = robustness.tables(found)
+    assert made["Attacks"]["columns"] == [
+        "retrained prob.", "retrained ROUGE", "npo prob.", "npo ROUGE",
+    ]  # fmt: skip
+    assert made["Attacks"]["rows"] == {
+        "quantisation: nf4": ["0.500", "0.500", "0.250", "0.250"],
+        "prompts: prefix": ["-", "-", "-", "0.750"],
+    }
+    assert made["Layers"]["columns"] == ["npo logit lens"]
+    assert made["Layers"]["rows"] == {"layer 1": ["0.100"]}
+    assert list(robustness.tables(result_of(0.1, 1.0))) == ["Layers"]
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A small run with a baseline; tests copy it before they attack it."""
@@ -380,7 +399,7 @@ def test_the_command_from_start_to_end(run_folder, tmp_path, capsys):
     last, now = result["lens"]["target"][-1], result["before"]["target"]
     assert math.isclose(last["probability"]["value"], now["probability"]["value"], rel_tol=1e-6)
     page = (run_folder / "attacks.html").read_text()
-    assert "npo, quantisation: nf4" in page and "Layer by layer" in page and "src=" not in page
+    assert "quantisation: nf4" in page and "Layer by layer" in page and "src=" not in page
     # The retrained model is the run's own: it was restored, and nothing of the run was changed.
     assert {p: p.read_bytes() for p in before} == before
 

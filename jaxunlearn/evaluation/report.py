@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _TILES = (
     "forget_quality", "forget_efficacy", "model_utility", "forget_rouge", "forget_probability",
 )  # fmt: skip
+PlainTable = Mapping[str, Any]
+"""{"corner": heading of the names, "columns": headings, "rows": {name: texts}}."""
+_NO_TABLES: Mapping[str, PlainTable] = {}
 _GLYPHS = dict(zip("osD^vPXh*", "●■◆▲▼✚✖⬢★", strict=True))
 _OPEN_SAMPLES = 4
 
@@ -86,6 +89,7 @@ def write_html(
     curves: Sequence[Mapping[str, Any]] = (),
     samples: Sequence[Mapping[str, Any]] = (),
     layers: Sequence[Mapping[str, Any]] = (),
+    tables: Mapping[str, PlainTable] = _NO_TABLES,
 ) -> None:
     """Write the report of one run as one self-contained page, atomically.
 
@@ -95,6 +99,7 @@ def write_html(
       curves: lines of `metrics.jsonl`, each with `model` and `step`.
       samples: `{"set", "question", "answer", "generations": {model: text}}`.
       layers: what was measured of each layer: `model`, `step` (the layer) and numbers.
+      tables: heading to further table.
     """
     rows = [("", model, values) for model, values in with_training(summary).items()]
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
@@ -115,7 +120,7 @@ def write_html(
         legend=list(dict.fromkeys(row.get("model", "") for row in curves)),
         samples=_sample_groups(samples, summary),
         open_samples=_OPEN_SAMPLES,
-        differences=None,
+        tables=tables,
         notes=summary.get("notes", []),
         config=_yaml(summary.get("config", {})),
         facts={
@@ -145,6 +150,7 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
     ]
     looks = plots.styles(model for _, model, _ in rows)
     primaries = {(n, s.get("primary")) for n, s in zip(names, summaries, strict=True)}
+    differences = _differences(names, [summary.get("config", {}) for summary in summaries])
     _write_page(
         path,
         title=", ".join(names) if len(names) <= 3 else f"{len(names)} runs",
@@ -160,7 +166,7 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
         legend=[],
         samples=[],
         open_samples=0,
-        differences=_differences(names, [summary.get("config", {}) for summary in summaries]),
+        tables={"Settings that differ": differences} if differences["rows"] else {},
         notes=[
             f"{name}: {note}"
             for name, summary in zip(names, summaries, strict=True)
@@ -279,13 +285,13 @@ def _sample_groups(samples: Sequence[Mapping[str, Any]], summary: Summary) -> li
     ]
 
 
-def _differences(names: Sequence[str], configs: Sequence[Mapping]) -> dict[str, Any] | None:
+def _differences(names: Sequence[str], configs: Sequence[Mapping]) -> PlainTable:
     """Settings that are not the same in every run; the run's own name says nothing."""
     flat = [dict(_flatten(config)) for config in configs]
     keys = dict.fromkeys(key for settings in flat for key in settings if key != "name")
     values = {key: [str(settings.get(key, MISSING)) for settings in flat] for key in keys}
     apart = {key: found for key, found in values.items() if len(set(found)) > 1}
-    return {"names": names, "rows": apart} if apart else None
+    return {"corner": "setting", "columns": names, "rows": apart}
 
 
 def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

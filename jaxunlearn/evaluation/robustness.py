@@ -1,4 +1,4 @@
-"""What attacks on an unlearned model found: the published aggregates, a table and a page."""
+"""What attacks on an unlearned model found: the published aggregates, tables and a page."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ what is of a layer its "layer" (1 is the first)."""
 # Keys of the result that are no attacks.
 _OTHER = ("name", "runs", "settings", "before", "aggregates")
 _METRICS = {"probability": "prob.", "rouge": "ROUGE"}
-_LAYER_METRICS = {"probability": "lens", "top_1": "top 1", "reciprocal_rank": "MRR"}
+_INSIDE = {"probability": "logit lens", "top_1": "probe top 1"}
 _PANELS = {
     "probability": "logit lens: probability",
     "top_1": "probe: right answer first",
@@ -114,30 +114,42 @@ def over_runs(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> d
     }
 
 
-def tables(result: Mapping[str, Any]) -> "list[rich.table.Table]":
-    """What `jaxunlearn attack` prints: the attacks from outside, and the layers; columns are a
-    number of a model each."""
+def tables(result: Mapping[str, Any]) -> dict[str, report.PlainTable]:
+    """Heading to what was found: the attacks from outside, and the layers."""
     lines = _lines(result)
-    outside = [((attack, name), label, one) for attack, name, label, one in lines
-               if "layer" not in one]  # fmt: skip
-    inside = [((name,), label, one) for _, name, label, one in lines if "layer" in one]
-    made = [(("attack", ""), outside, _METRICS), (("",), inside, _LAYER_METRICS)]
-    return [_table(*one) for one in made if one[1]]
+    outside = [(f"{attack}: {name}", *of) for attack, name, *of in lines if "layer" not in of[1]]
+    inside = [(name, *of) for _, name, *of in lines if "layer" in of[1]]
+    made = {"Attacks": _table("attack", outside, _METRICS), "Layers": _table("", inside, _INSIDE)}
+    return {heading: one for heading, one in made.items() if one["rows"]}
+
+
+def rich_table(table: report.PlainTable) -> "rich.table.Table":
+    """A table as `jaxunlearn attack` prints it."""
+    from rich import box
+    from rich.table import Table
+
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    out.add_column(table["corner"], no_wrap=True)
+    for column in table["columns"]:
+        out.add_column(column, justify="right", overflow="fold")
+    for name, values in table["rows"].items():
+        out.add_row(name, *values)
+    return out
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """R, Q and HM in words, a line per model and metric, and what a guess of the probe is right."""
+    """R, Q and HM in words, a line per model and metric, and how often a guess is right."""
     found = [
-        f"{label}, {metric}: " + ", ".join(f"{name} {_text(one)}" for name, one in three.items())
+        f"{label}, {metric}: "
+        + ", ".join(f"{name} {_text(one)}{_spread(one)}" for name, one in three.items())
         for label, metrics in result["aggregates"].items()
         for metric, three in metrics.items()
         if any(one["value"] is not None for one in three.values())
     ]
     chances = [one["chance"] for _, _, _, one in _lines(result) if "chance" in one]
-    guess = (
-        [f"probe (top 1, MRR): a guess is first in {chances[0]:.3f} of the rows"] if chances else []
-    )
-    return found + guess
+    if chances:
+        found.append(f"probe: a guess puts the right answer first in {chances[0]:.3f} of the rows")
+    return found
 
 
 def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any]) -> None:
@@ -150,13 +162,10 @@ def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
     """
     models = {label: _numbers(one) for label, one in result["before"].items()}
     curves, layers = [], []
-    for attack, name, label, one in _lines(result):
+    for attack, _, label, one in _lines(result):
         if "layer" in one:
             values = {title: one[key]["value"] for key, title in _PANELS.items() if key in one}
             layers.append({"model": label, "step": one["layer"], **values})
-            continue
-        row = f"{label}, {attack}: {name}"
-        models[row] = _numbers(one)
         if "step" in one:
             values = {k: v["value"] for k, v in one.items() if k not in ("name", "step")}
             curves.append({"model": f"{label}, {attack}", "step": one["step"], **values})
@@ -167,12 +176,12 @@ def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
         "notes": [
             *verdicts(result),
             "R: relearning, Q: quantisation (NF4), HM: their harmonic mean; 1 is robust",
-            ", ".join(f"{key} {value}" for key, value in result["settings"].items()),
+            ", ".join(_setting(*pair) for pair in result["settings"].items()),
             *result.get("runs", []),
         ],
         "config": config,
     }
-    report.write_html(path, summary, curves, layers=layers)
+    report.write_html(path, summary, curves, layers=layers, tables=tables(result))
 
 
 def _aggregates(found: Mapping[str, Any], label: str) -> dict[str, dict[str, Entry]]:
@@ -212,31 +221,24 @@ def _together(found: Sequence[Any]) -> Any:
 
 
 def _table(
-    heads: Sequence[str],
-    found: Sequence[tuple[tuple[str, ...], str, Measured]],
-    metrics: Mapping[str, str],
-) -> "rich.table.Table":
-    """Of (row, model, what was measured)."""
-    from rich import box
-    from rich.table import Table
-
+    corner: str, lines: Sequence[tuple[str, str, Measured]], metrics: Mapping[str, str]
+) -> report.PlainTable:
+    """Of (row, model, what was measured): a column for each number of a model."""
     cells = {
         (row, label, metric): _text(one[metric])
-        for row, label, one in found
+        for row, label, one in lines
         for metric in metrics
         if metric in one
     }
     filled = {(label, metric) for _, label, metric in cells}
-    labels = dict.fromkeys(label for _, label, _ in found)
+    labels = dict.fromkeys(label for _, label, _ in lines)
     columns = [(label, m) for label in labels for m in metrics if (label, m) in filled]
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for head in heads:
-        out.add_column(head)
-    for label, metric in columns:
-        out.add_column(f"{label}\n{metrics[metric]}", justify="right")
-    for row in dict.fromkeys(row for row, _, _ in cells):
-        out.add_row(*row, *(cells.get((row, *column), "-") for column in columns))
-    return out
+    rows = dict.fromkeys(row for row, _, _ in cells)
+    return {
+        "corner": corner,
+        "columns": [f"{label} {metrics[metric]}" for label, metric in columns],
+        "rows": {row: [cells.get((row, *column), "-") for column in columns] for row in rows},
+    }
 
 
 def _entry(
@@ -257,12 +259,17 @@ def _numbers(one: Measured) -> dict[str, Entry]:
     return {f"forget_{key}": one[key] for key in ("probability", "rouge") if key in one}
 
 
-def _text(one: Entry | None) -> str:
-    """The value; the least and the greatest as well if it is a mean over runs."""
-    if one is None or one["value"] is None:
-        return "-"
-    spread = f" ({one['ci'][0]:.3f}-{one['ci'][1]:.3f})" if "sd" in one else ""
-    return f"{one['value']:.3f}{spread}"
+def _text(one: Entry) -> str:
+    return "-" if one["value"] is None else f"{one['value']:.3f}"
+
+
+def _spread(one: Entry) -> str:
+    """The least and the greatest value of a mean over runs."""
+    return f" ({one['ci'][0]:.3f}-{one['ci'][1]:.3f})" if "sd" in one else ""
+
+
+def _setting(name: str, value: Any) -> str:
+    return f"{name} {' and '.join(value) if isinstance(value, list) else value}"
 
 
 def _lines(result: Mapping[str, Any]) -> list[tuple[str, str, str, Measured]]:

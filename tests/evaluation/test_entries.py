@@ -78,3 +78,9 @@ def test_two_samples_are_resampled_each_by_itself():
     np.testing.assert_allclose(entry["ci"], np.percentile(found, [2.5, 97.5]))
     nothing = entries.summarise_two(left, np.array([np.nan]), statistic=statistic)
     assert nothing == {"value": None, "n": 3, "ci": None}
+
+
+def test_several_runs_are_a_mean_with_both_ends():
+    found = entries.over_runs([2.0, 1.0, 6.0])
+    assert found == {"value": 3.0, "n": 3, "ci": [1.0, 6.0], "sd": pytest.approx(7**0.5)}
+    assert entries.over_runs([2.0]) == {"value": 2.0, "n": 1, "ci": [2.0, 2.0], "sd": None}

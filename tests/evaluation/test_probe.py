@@ -1,10 +1,13 @@
 """The linear probe: the closed forms against what they stand for, and who is told from whom."""
 
+import doctest
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxunlearn.evaluation import aggregates, probe, robustness
 from jaxunlearn.evaluation.probe import STRENGTHS, fit_ridge, retrieval_ranks
 
 
@@ -94,3 +97,9 @@ def test_places_are_places_whatever_the_scale(n, seed, scale):
     ranks, among = retrieval_ranks(predicted, vectors, answers)
     assert among == n and ((1 <= ranks) & (ranks <= n)).all()
     np.testing.assert_array_equal(retrieval_ranks(scale * predicted, vectors, answers)[0], ranks)
+
+
+@pytest.mark.parametrize("module", [probe, aggregates, robustness])
+def test_doctests(module):
+    failures, count = doctest.testmod(module)
+    assert failures == 0 and count > 0

@@ -285,3 +285,19 @@ def test_what_training_took_stands_beside_the_numbers(summary, tmp_path):
     assert "tokens per second" in page and "51234" in page and ">60<" in page.replace("\n", "")
     del summary["training"]
     assert "tokens/s" not in printed(summary)
+
+
+def test_layers_have_panels_of_their_own(tmp_path, summary):
+    rows = [
+        {"model": model, "step": layer, "lens": layer / 10, "probe": None if layer == 1 else 0.5}
+        for model in ("target", "npo")
+        for layer in (1, 2, 3)
+    ]
+    path = tmp_path / "report.html"
+    report.write_html(path, summary, layers=rows)
+    section = re.search(r"<h2>Layer by layer</h2>(.*?)</section>", path.read_text(), re.DOTALL)[1]
+    assert re.findall(r"<figcaption>(\w+)<", section) == ["lens", "probe"]
+    legend = section[: section.index("</ul>")]
+    assert "target" in legend and "npo" in legend and "grad_diff" not in legend
+    report.write_html(path, summary)
+    assert "Layer by layer" not in path.read_text()
