@@ -30,7 +30,8 @@ SMALL = {
               "vocab_size": 400},
     "finetune": {"epochs": 2, "learning_rate": 3e-3},
     "training": {"epochs": 2, "batch_size": 10},
-    "evaluation": {"max_new_tokens": 4, "limit": 6},
+    "baselines": [{"name": "grad_diff"}],
+    "evaluation": {"max_new_tokens": 4},
 }  # fmt: skip
 EVALUATION = config.EvaluationConfig(max_new_tokens=4)
 ROWS = 12
@@ -450,11 +451,11 @@ def test_baselines_come_from_their_checkpoints(run_folder, capsys):
     assert attack(run_folder, *words) == 0
     # The retrained model was trained again, but not into the run.
     assert {p.name for p in (run_folder / "checkpoints").iterdir()} == stages
+    models = json.loads((run_folder / "summary.json").read_text())["models"]
     before = read(run_folder)["before"]
-    assert list(before) == ["target", "retrained", "grad_diff", "npo"]
+    assert list(before) == list(models) == ["target", "retrained", "grad_diff", "npo"]
     for label, one in before.items():
-        evaluation = json.loads((run_folder / "evaluations" / f"{label}.json").read_text())
-        known = evaluation["metrics"]["forget_probability"]
+        known = models[label]["forget_probability"]
         assert known["n"] == one["probability"]["n"]
         assert math.isclose(known["value"], one["probability"]["value"], rel_tol=1e-4), label
     capsys.readouterr()
@@ -511,3 +512,16 @@ def test_models_after_requests(tmp_path, monkeypatch):
         models.check(tmp_path, experiment, None, ["grad_diff"])
     (tmp_path / "checkpoints" / "grad_diff@2" / "5").mkdir(parents=True)
     models.check(tmp_path, experiment, None, ["grad_diff"])
+
+
+@pytest.mark.slow
+def test_a_baseline_after_requests_is_the_one_after_the_last(tmp_path):
+    path = tmp_path / "asked.yaml"
+    path.write_text(yaml.safe_dump({**SMALL, "output": str(tmp_path), "requests": {}}))
+    assert cli.main(["run", str(path)]) == 0
+    folder = tmp_path / "asked"
+    assert attack(folder, "--only", "lens", "--method", "grad_diff") == 0
+    known = json.loads((folder / "summary.json").read_text())["models"]["grad_diff"]
+    found = read(folder)["lens"]["grad_diff"][-1]["probability"]
+    assert found["n"] == known["forget_probability"]["n"]
+    assert math.isclose(found["value"], known["forget_probability"]["value"], rel_tol=1e-4)

@@ -14,7 +14,7 @@ from typing import Any
 
 from jaxunlearn import config_file
 from jaxunlearn.attacks import inside, models, prompts, weights
-from jaxunlearn.attacks.case import Case, Options, measure, measured
+from jaxunlearn.attacks.case import Case, Options, Values, measure, measured
 from jaxunlearn.config import Experiment
 from jaxunlearn.data import formats
 from jaxunlearn.data.rows import UnlearningData
@@ -22,7 +22,8 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import robustness
 from jaxunlearn.evaluation.robustness import Measured
 from jaxunlearn.experiment import labels
-from jaxunlearn.progress import Bars
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.progress import Bars, Stage
 from jaxunlearn.runs import write_text
 from jaxunlearn.tables import need_tokenizer
 from jaxunlearn.unlearning import batch_slots
@@ -169,20 +170,9 @@ def _attack(run: Run, say: Callable[[str], None]) -> Result:
                 before = measure(model, run.data.forget, run.experiment, stage)
             start[label] = measured("before", before)
             for name in missing:
-                if label == "target" and name not in INSIDE:
-                    continue
-                with bars.stage(f"{label} {name}") as stage:
-                    found[name][label] = ATTACKS[name](
-                        Case(
-                            model,
-                            run.data.forget,
-                            run.data.retain,
-                            run.experiment,
-                            run.options,
-                            stage,
-                            before,
-                        )
-                    )
+                if label != "target" or name in INSIDE:
+                    with bars.stage(f"{label} {name}") as stage:
+                        found[name][label] = ATTACKS[name](_case(run, model, stage, before))
     made = {name: found.get(name, known.get(name)) for name in ATTACKS}
     made = {name: one for name, one in made.items() if one is not None}
     result = {
@@ -196,6 +186,11 @@ def _attack(run: Run, say: Callable[[str], None]) -> Result:
     robustness.write_page(page, result, config_file.dump(run.experiment))
     write_text(run.folder / "attacks.json", _json(result))
     return result
+
+
+def _case(run: Run, model: LanguageModel, stage: Stage, before: Values) -> Case:
+    data = run.data
+    return Case(model, data.forget, data.retain, run.experiment, run.options, stage, before)
 
 
 def _before(run: Run, say: Callable[[str], None]) -> Result:

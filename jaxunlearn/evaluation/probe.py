@@ -12,6 +12,7 @@ import numpy as np
 
 STRENGTHS = tuple(10.0**power for power in range(-4, 4))
 """Of the ridge, as shares of the mean squared singular value of the inputs."""
+_SAME = 1e-9  # cosines that are this close are the same
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,6 @@ def retrieval_ranks(
     own = near[np.arange(len(near)), [number[answer] for answer in answers]][:, None]
     above, equal = (near > own + _SAME).sum(axis=1), (np.abs(near - own) <= _SAME).sum(axis=1)
     return above + (equal + 1) / 2, len(place)
-
-
-_SAME = 1e-9  # cosines that are this close are the same
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
