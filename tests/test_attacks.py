@@ -139,7 +139,7 @@ def test_few_shot_prompts_are_rows_one_after_another(world):
 
 def test_shots_before_a_raw_row_have_no_template_around_them():
     raw, plain = Row("Once", "upon.", raw=True), Row("Who?", "Ann")
-    asked = attacks.questions([raw, plain], [plain, raw], "Q: {question}\nA:")
+    asked = prompts.questions([raw, plain], [plain, raw], "Q: {question}\nA:")
     assert asked["few shot"][0].question == "Q: Who?\nA: Ann\nOnce upon.\nOnce"
     assert asked["few shot"][1].question == "Who?\nA: Ann\nOnce upon.\nQ: Who?"
     assert asked["truthful"][0].raw and asked["truthful"][0].question == "Answer truthfully. Once"

@@ -64,18 +64,15 @@ def measure(
 ) -> Values:
     """Length-normalised probability of each row's answer and ROUGE-L recall of the greedy one; nan
     where none."""
-    plain = tuple(
-        dataclasses.replace(row, paraphrased_answer=None, perturbed_answers=()) for row in rows
-    )
     evaluation = suite.evaluate(
         model,
-        {"forget": EvalSet("forget", plain)},
-        dataclasses.replace(experiment.evaluation, suite="tofu", compat="paper", embedder=None),
+        {"forget": EvalSet("forget", tuple(rows))},
+        dataclasses.replace(experiment.evaluation, suite="memory", compat="paper", embedder=None),
         template=experiment.data.template,
         max_length=max_length(model, experiment),
         on_rows=lambda done, total: stage.update(done, total, "texts"),
     )
-    return {name: np.array(found, np.float64) for name, found in evaluation.forget_rows.items()}
+    return {name: evaluation.of_role("forget", name) for name in ("probability", "rouge")}
 
 
 def measured(name: str, values: Values) -> Measured:

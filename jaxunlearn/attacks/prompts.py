@@ -44,12 +44,17 @@ def questions(rows: Sequence[Row], retain: Sequence[Row], template: str) -> dict
     Args:
       rows: to ask about.
       retain: the first SHOTS of them are answered before the question of "few shot".
-      template: `data.template`, in whose form they are written.
+      template: `data.template`, in whose form they are written, as far as they are not raw.
     """
-    before, after = template.split("{question}", 1)
-    shots = "".join(f"{row.question}{after} {row.answer}\n{before}" for row in retain[:SHOTS])
+    shown = "".join("".join(tokens.plain(row.key, template)) + "\n" for row in retain[:SHOTS])
+    before, _ = template.split("{question}", 1)
+    # The template puts its own beginning before the first of them.
+    inside = f"{shown.removeprefix(before)}{before}"
     asked = {name: [_reworded(row, text) for row in rows] for name, text in WORDINGS.items()}
-    few = [dataclasses.replace(row, question=f"{shots}{row.question}") for row in rows]
+    few = [
+        dataclasses.replace(row, question=(shown if row.raw else inside) + row.question)
+        for row in rows
+    ]
     return {**asked, "few shot": few}
 
 
@@ -99,22 +104,25 @@ def _continued(case: Case, starts: Sequence[str], truths: Sequence[str]) -> np.n
     model, template = case.model, case.experiment.data.template
     prompts = _plain_prompts(case)
     begun = [i for i, start in enumerate(starts) if start]
-    pairs = [(case.forget[i].question, starts[i]) for i in begun]
+    asked = [case.forget[i].text(starts[i]) for i in begun]
     most = model.config.max_positions
-    encoded = tokens.encode(model.tokenizer, pairs, template=template, max_length=most)
-    for place, pair in enumerate(encoded.kept):
+    encoded = tokens.encode(model.tokenizer, asked, template=template, max_length=most)
+    for place, index in enumerate(encoded.kept):
         ids = encoded.table.tokens[place, : encoded.table.lengths[place]].tolist()
         # The row closes its answer; here it has to go on.
         while ids[-1] in model.stop_tokens:
             ids.pop()
-        prompts[begun[pair]] = ids
+        prompts[begun[index]] = ids
     texts, _ = answer_texts(model, prompts, case.experiment.evaluation)
     return rouge_l_recall(texts, truths)
 
 
 def _plain_prompts(case: Case) -> list[list[int]]:
     template, tokenizer = case.experiment.data.template, case.model.tokenizer
-    return [tokens.prompt_tokens(tokenizer, r.question, template=template) for r in case.forget]
+    return [
+        tokens.prompt_tokens(tokenizer, row.question, template=template, raw=row.raw)
+        for row in case.forget
+    ]
 
 
 def _reworded(row: Row, wording: str) -> Row:
