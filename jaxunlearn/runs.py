@@ -17,7 +17,7 @@ import yaml
 from jaxunlearn import config_file
 from jaxunlearn.config import Experiment
 from jaxunlearn.data import sampling
-from jaxunlearn.data.rows import UnlearningData
+from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.suite import Evaluation
 
@@ -93,7 +93,7 @@ class RunFolder:
             # The folder of a Hub model ends in the commit that was used.
             **({} if model is None else {"model": str(model)}),
             "data": {
-                name: f"{len(rows)} rows, sha256 {_fingerprint(rows)}"
+                name: f"{len(rows)} rows, sha256 {fingerprint(rows)}"
                 for name, rows in parts.items()
             },
         }
@@ -236,7 +236,8 @@ def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _fingerprint(rows: Iterable[Any]) -> str:
+def fingerprint(rows: Iterable[Row]) -> str:
+    """A hash of what rows say and whom they are about."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(repr((*row.key, row.entity, row.kind, row.options)).encode())

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
-import numpy as np
 
 from jaxunlearn import config as configs
 from jaxunlearn import config_file
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
-from jaxunlearn.data import formats, requests, sampling, tokens
+from jaxunlearn.data import formats, requests, tokens
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import embed, over_requests, report, suite
 from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.open_unlearning_logs import Log, check_split, read_log
 from jaxunlearn.evaluation.suite import Evaluation
-from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.families import read_config
@@ -31,8 +29,8 @@ from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 from jaxunlearn.training import optimizers
-from jaxunlearn.training.loop import split_params, train
-from jaxunlearn.unlearning import batch_slots, check_method, check_rows, unlearn_rows
+from jaxunlearn.training.loop import split_params
+from jaxunlearn.unlearning import check_method, check_rows, finetune_rows, unlearn_rows
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 SAMPLES = 8  # rows of each set whose generations the report shows
@@ -48,7 +46,7 @@ class Stages:
         self.judge: LanguageModel | None = None
         """The model before unlearning, once it is there; it embeds the texts of all models."""
         self.data = formats.load(experiment.data, experiment.seed)
-        self.base = _base_model(experiment, self.data)
+        self.base = base_model(experiment, self.data)
         need_tokenizer(self.base)
         self.limit = max_length(self.base, experiment)
         asked = experiment.requests
@@ -154,9 +152,7 @@ class Stages:
             )
 
     def _utility(self, model: LanguageModel) -> float:
-        evaluation = self._evaluate("model", model)
-        value = evaluation.metrics["model_utility"]["value"]
-        return float("nan") if value is None else value
+        return utility_of(self._evaluate("model", model))
 
     def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
         """The evaluation of a model, done once per run."""
@@ -248,32 +244,18 @@ class Stages:
     ) -> LanguageModel:
         """The base model trained on the chosen ones of all rows."""
         with self.bars.stage(f"{stage} model") as bar:
-            # One table for target and retrained, so that both use one compiled program.
-            rows = self._all_rows()
-            encoded = encode_rows(
-                self.base, rows, self.experiment, self.limit, "training rows", self._note
-            )
-            # Rows that were too long are not in the table.
-            wanted = set(chosen)
-            places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
-            order = sampling.epochs(
-                len(places),
-                training.epochs,
-                batch_slots(training, len(places)),
-                self.experiment.seed,
-            )
-            schedule = np.where(order >= 0, places[order], sampling.EMPTY)
             return self._timed(
                 f"{stage} training",
-                lambda: train(
+                lambda: finetune_rows(
                     self.base,
-                    {"train": encoded.table},
-                    {"train": schedule.astype(np.int32)},
-                    registry.FINETUNE,
-                    {},
+                    # All rows for target and retrained, so that both use one compiled program.
+                    self._all_rows(),
+                    chosen,
+                    self.experiment,
                     training,
                     checkpoints=self.folder.checkpoints(stage),
                     on_steps=self._logger(stage, bar.steps),
+                    say=self._note,
                 ),
             )
 
@@ -344,7 +326,13 @@ def evaluate_model(
         )
 
 
-def _base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
+def utility_of(evaluation: Evaluation) -> float:
+    """What `stop` watches as the model utility; nan where it could not be measured."""
+    value = evaluation.metrics["model_utility"]["value"]
+    return float("nan") if value is None else value
+
+
+def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
     """The model that everything starts from: loaded, or made from nothing."""
     settings = experiment.model
     if settings.path is not None:

@@ -35,6 +35,50 @@ WATCHED_ROWS = 64
 """Retain rows whose NLL `stop` watches: the first ones."""
 
 
+def finetune_rows(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    chosen: Sequence[int],
+    experiment: Experiment,
+    training: TrainingConfig,
+    *,
+    checkpoints: Path | None = None,
+    on_steps: Callable[..., None] | None = None,
+    say: Callable[[str], None] = print,
+) -> LanguageModel:
+    """Trains all of a model on the chosen ones of some rows; of `experiment` only the settings are
+    used.
+
+    Args:
+      model: it is left as it is.
+      rows: what may be trained on. Trainings on as many of the same rows use one compiled program.
+      chosen: indices of the rows to train on.
+      experiment: settings.
+      training: of the optimiser, with its epochs.
+      checkpoints: folder to save to and to resume from.
+      on_steps: see `train`.
+      say: called with what the user should know.
+    """
+    limit = max_length(model, experiment)
+    encoded = encode_rows(model, rows, experiment, limit, "training rows", say)
+    # Rows that were too long are not in the table.
+    wanted = set(chosen)
+    places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
+    slots = batch_slots(training, len(places))
+    order = sampling.epochs(len(places), training.epochs, slots, experiment.seed)
+    schedule = np.where(order >= 0, places[order], sampling.EMPTY)
+    return train(
+        model,
+        {"train": encoded.table},
+        {"train": schedule.astype(np.int32)},
+        registry.FINETUNE,
+        {},
+        training,
+        checkpoints=checkpoints,
+        on_steps=on_steps,
+    )
+
+
 def unlearn_rows(
     model: LanguageModel,
     forget: Sequence[Row],
