@@ -1,0 +1,142 @@
+"""Two models compared on the same rows, or two settings on the same seeds."""
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+
+from jaxunlearn.evaluation.entries import entry, summarise
+
+RESAMPLES = 9999
+"""Sign flips of a permutation test; where there are no more than that, all of them."""
+LEAST_SEEDS = 3
+"""For an interval and a p-value over seeds."""
+
+Rows = Mapping[str, Sequence[float | None]]
+"""Metric to its value for each row; None where it has none."""
+Comparison = dict[str, Any]
+"""{"value": mean difference, first - second, or None, "n": pairs, "ci": [low, high] or None, "p":
+p-value or None}."""
+
+
+def paired_difference(
+    ours: Sequence[float | None], theirs: Sequence[float | None], seed: int = 0
+) -> Comparison:
+    """How a metric of two models differs over the same rows.
+
+    The interval is the bootstrap over rows of `entries.summarise`; both values of a row are drawn
+    together. The p-value is of the two-sided permutation test that swaps the models in each row,
+    and so flips the sign of its difference; exact where 2^n <= RESAMPLES.
+
+    Args:
+      ours: `[n]`; a row without a finite value on either side is counted out.
+      theirs: `[n]`, of the same rows.
+      seed: of the resampling.
+
+    Returns:
+      Mean of ours - theirs and what `Comparison` says; p is None for fewer than two pairs.
+
+    Raises:
+      ValueError: the numbers of rows differ.
+
+    >>> paired_difference([0.5, 0.75, 1.0, None], [0.25, 0.5, 0.75, 1.0])
+    {'value': 0.25, 'n': 3, 'ci': [0.25, 0.25], 'p': 0.25}
+    """
+    if len(ours) != len(theirs):
+        raise ValueError(f"paired rows: {len(ours)} against {len(theirs)}")
+    differences = np.array(ours, np.float64) - np.array(theirs, np.float64)
+    differences = differences[np.isfinite(differences)]
+    return {**summarise(differences, seed), "p": _sign_flip(differences, seed)}
+
+
+def paired_over_seeds(differences: Sequence[float], seed: int = 0) -> Comparison:
+    """How a metric of two settings differs over seeds, each a difference of means over rows.
+
+    The interval is Student's t, `m ± t_{0.975, s - 1} sd / sqrt(s)`; the p-value is of the sign
+    flips of `paired_difference`, which for s seeds is never below 2 / 2^s.
+
+    Args:
+      differences: `[s]`, one per seed.
+      seed: of the resampling.
+
+    Returns:
+      As `paired_difference`, n = s; without an interval and p for fewer than LEAST_SEEDS seeds.
+    """
+    from scipy import stats
+
+    known = np.array(differences, np.float64)
+    if len(known) < LEAST_SEEDS:
+        return {**entry(known.mean() if len(known) else np.nan, len(known)), "p": None}
+    mean = float(known.mean())
+    half = float(stats.t.ppf(0.975, len(known) - 1) * stats.sem(known))
+    return {**entry(mean, len(known), (mean - half, mean + half)), "p": _sign_flip(known, seed)}
+
+
+def adjusted(pvalues: Sequence[float | None]) -> list[float | None]:
+    """Benjamini-Hochberg: p-values of a family of comparisons, adjusted for there being many.
+
+    Those that are at most q are, but for an expected share of q, no chance findings. None is not
+    part of the family.
+
+    >>> adjusted([0.01, None, 0.04])
+    [0.02, None, 0.04]
+    """
+    from scipy.stats import false_discovery_control
+
+    family = [p for p in pvalues if p is not None]
+    found = iter(false_discovery_control(family).tolist() if family else [])
+    return [None if p is None else next(found) for p in pvalues]
+
+
+def comparisons(first: Rows, second: Rows, seed: int = 0) -> dict[str, Comparison]:
+    """`paired_difference` for each metric that both models have values of.
+
+    Raises:
+      ValueError: the numbers of rows differ.
+    """
+    return {
+        metric: paired_difference(values, second[metric], seed)
+        for metric, values in first.items()
+        if metric in second
+    }
+
+
+def table(models: Mapping[str, Rows], seed: int = 0) -> list[dict[str, Any]]:
+    """Every two models compared, as plain data for a report.
+
+    Args:
+      models: name to its values, all of the same rows.
+      seed: of the resampling.
+
+    Returns:
+      A line per pair and metric: {"first", "second", "metric", "value", "n", "ci", "p",
+      "p_adjusted"}; the family that p is adjusted for is the table.
+
+    Raises:
+      ValueError: the numbers of rows differ.
+    """
+    found = [
+        {"first": one, "second": other, "metric": metric, **compared}
+        for one, other in combinations(models, 2)
+        for metric, compared in comparisons(models[one], models[other], seed).items()
+    ]
+    corrected = adjusted([line["p"] for line in found])
+    return [{**line, "p_adjusted": p} for line, p in zip(found, corrected, strict=True)]
+
+
+def _sign_flip(differences: np.ndarray, seed: int) -> float | None:
+    if len(differences) < 2:
+        return None
+    from scipy.stats import permutation_test
+
+    found = permutation_test(
+        (differences,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        # A batch is two arrays of this many rows.
+        batch=500,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
