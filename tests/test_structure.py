@@ -12,7 +12,7 @@ PACKAGE = Path(jaxunlearn.__file__).parent
 ORDER = [
     "errors", "validation", "user_file", "config", "config_file", "data", "models", "methods",
     "training", "evaluation", "tables", "unlearning", "progress", "runs", "stages", "experiment",
-    "attacks", "sweep", "api", "harness", "cli",
+    "shadows", "attacks", "sweep", "api", "harness", "cli",
 ]  # fmt: skip
 
 
