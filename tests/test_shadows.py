@@ -81,12 +81,12 @@ def keys(rows):
 
 
 @pytest.fixture
-def untrained(monkeypatch):
+def untrained(monkeypatch, tiny):
     """Nothing is trained; returns what should have been, in order."""
     asked = []
 
     def finetuned(model, rows, chosen, experiment, training, *, checkpoints, **options):
-        asked.append(("learn", {rows[i].key for i in chosen}, experiment.seed))
+        asked.append(("learn", keys(rows[i] for i in chosen), experiment.seed, None))
         checkpoints.mkdir(parents=True)
         return model
 
@@ -95,6 +95,7 @@ def untrained(monkeypatch):
         asked.append(("unlearn", keys(forget), experiment.seed, watched))
         return model
 
+    monkeypatch.setattr(shadows, "base_model", lambda *arguments: tiny)
     monkeypatch.setattr(shadows, "finetune_rows", finetuned)
     monkeypatch.setattr(shadows, "unlearn_rows", unlearned)
     return asked
@@ -111,7 +112,7 @@ def test_each_shadow_learns_its_half_and_unlearns_it(tmp_path, untrained, tiny):
     for number, inside in enumerate(plan.inside):
         half = {row.key for row, chosen in zip(plan.candidates, inside, strict=True) if chosen}
         learned, unlearned = untrained[2 * number : 2 * number + 2]
-        assert learned == ("learn", half | others, number + 1)
+        assert learned == ("learn", half | others, number + 1, None)
         assert unlearned == ("unlearn", half, number + 1, None)
 
 

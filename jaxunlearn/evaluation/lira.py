@@ -107,7 +107,11 @@ def likelihood_ratio(values: np.ndarray, inside: np.ndarray, attacked: np.ndarra
 
 
 def measure(members: np.ndarray, others: np.ndarray) -> Table:
-    """AUC, and TPR at 1 % and 0.1 % FPR, of the scores of members and others, as entries."""
+    """AUC, and TPR at 1 % and 0.1 % FPR, of the scores of members and others, as entries.
+
+    Their intervals are over rows; rows about one entity go together, so that they are too narrow
+    where there are few entities.
+    """
     found = {"auc": summarise_two(members, others, statistic=auc)}
     for name, fpr in (("tpr_at_1", 0.01), ("tpr_at_0.1", 0.001)):
         statistic = partial(tpr_at_fpr, fpr=fpr)
