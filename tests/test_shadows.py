@@ -101,9 +101,9 @@ def untrained(monkeypatch, tiny):
     return asked
 
 
-def attack(folder, experiment, models, count=4):
+def attack(folder, experiment, models, count=4, data=DATA):
     with Bars() as bars:
-        return shadows.run(folder, shadows.plan(experiment, DATA, count), models, bars)
+        return shadows.run(folder, shadows.plan(experiment, data, count), models, bars)
 
 
 def test_each_shadow_learns_its_half_and_unlearns_it(tmp_path, untrained, tiny):
@@ -130,20 +130,17 @@ def test_requests_are_unlearned_one_after_another(tmp_path, untrained, tiny, mon
 def test_the_statistic_is_the_log_odds_of_the_answer(tiny):
     with Bars() as bars:
         found = shadows._values(tiny, shadows.plan(EXPERIMENT, DATA, 4), bars)
-    pairs = [row.key for row in (*DATA.forget, *HOLDOUT)]
-    for place in (0, 25):
-        p = ju.evaluate(tiny, [pairs[place]], max_new_tokens=2)["forget_probability"]
-        np.testing.assert_allclose(found[place], np.log(p / (1 - p)), rtol=1e-5)
+    p = ju.evaluate(tiny, [HOLDOUT[5].key], max_new_tokens=2)["forget_probability"]
+    np.testing.assert_allclose(found[len(DATA.forget) + 5], np.log(p / (1 - p)), rtol=1e-5)
 
 
 def test_a_candidate_that_is_too_long_is_counted_out(tmp_path, untrained, tiny):
     long = dataclasses.replace(HOLDOUT[0], answer="word " * 300)
     sets = {**DATA.evaluation, "holdout": EvalSet("holdout", (long, *HOLDOUT[1:]))}
-    plan = shadows.plan(EXPERIMENT, dataclasses.replace(DATA, evaluation=sets), 4)
+    data = dataclasses.replace(DATA, evaluation=sets)
     for _ in range(2):  # measured, and read again
-        with Bars() as bars:
-            found = shadows.run(tmp_path, plan, {"unlearned": tiny}, bars)
-        assert found["models"]["unlearned"]["auc"]["n"] == len(plan.candidates) - 1
+        found = attack(tmp_path, EXPERIMENT, {"unlearned": tiny}, data=data)
+        assert found["models"]["unlearned"]["auc"]["n"] == len(DATA.forget) + len(HOLDOUT) - 1
 
 
 def test_what_was_measured_is_kept(tmp_path, untrained, tiny):
@@ -184,17 +181,18 @@ def test_without_unlearning_members_are_found(tmp_path):
         finetune=dataclasses.replace(EXPERIMENT.finetune, epochs=20),
         training=dataclasses.replace(EXPERIMENT.training, learning_rate=1e-9),
     )
-    base = base_model(experiment, DATA)
-    rows = (*DATA.forget, *DATA.retain, *DATA.background)
+    data = synthetic.build(people=8, forget_people=4, seed=0, holdout_people=4)
+    base = base_model(experiment, data)
+    rows = (*data.forget, *data.retain, *data.background)
     models = {
         name: finetune_rows(base, rows, range(start, len(rows)), experiment, experiment.finetune)
-        for name, start in (("unlearned", 0), ("retrained", len(DATA.forget)))
+        for name, start in (("unlearned", 0), ("retrained", len(data.forget)))
     }
-    attack(tmp_path, experiment, models)
+    attack(tmp_path, experiment, models, data=data)
     programs = run_steps._cache_size()
-    found = attack(tmp_path, experiment, models, 6)
+    found = attack(tmp_path, experiment, models, 6, data)
     assert run_steps._cache_size() == programs
-    assert (found["shadows"], found["forget_rows"], found["holdout_rows"]) == (6, 20, 20)
+    assert (found["shadows"], found["forget_rows"], found["holdout_rows"]) == (6, 40, 40)
     assert found["models"]["unlearned"]["auc"]["value"] > 0.9
     low, high = found["models"]["retrained"]["auc"]["ci"]
     assert low < 0.5 < high
@@ -202,5 +200,5 @@ def test_without_unlearning_members_are_found(tmp_path):
     path = tmp_path / "shadows" / "2.json"
     kept = json.loads(path.read_text())
     path.unlink()
-    assert attack(tmp_path, experiment, models, 6) == found
+    assert attack(tmp_path, experiment, models, 6, data) == found
     assert json.loads(path.read_text()) == kept
