@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.config import Experiment
+from jaxunlearn.config import Experiment, TrainingConfig
 from jaxunlearn.data import requests
 from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
@@ -37,6 +37,8 @@ class Plan:
     """n: the members, which are the forget rows, then the holdout."""
     inside: np.ndarray
     """bool `[K, n]`."""
+    training: TrainingConfig
+    """Of the target, and so of the shadow models before they unlearn."""
 
 
 def plan(experiment: Experiment, data: UnlearningData, shadows: int) -> Plan:
@@ -72,7 +74,7 @@ def plan(experiment: Experiment, data: UnlearningData, shadows: int) -> Plan:
             f"{candidates[0].source}: every forget and holdout row is about {candidates[0].entity},"
             " and --shadows halves them by entity; use rows about more entities, or about none"
         )
-    return Plan(experiment, data, candidates, inside)
+    return Plan(experiment, data, candidates, inside, experiment.finetune)
 
 
 def run(
@@ -147,7 +149,6 @@ def _shadow(
     """The start model after it has learned its half of the candidates and unlearned it again."""
     # Another order of rows for each, as an attacker does not know the one of the run.
     experiment = replace(plan.experiment, seed=plan.experiment.seed + 1 + number)
-    assert experiment.finetune is not None
     half = np.flatnonzero(plan.inside[number])
     rows = (*plan.candidates, *plan.data.retain, *plan.data.background)
     target = finetune_rows(
@@ -155,7 +156,7 @@ def _shadow(
         rows,
         [*half, *range(len(plan.candidates), len(rows))],
         experiment,
-        experiment.finetune,
+        plan.training,
         checkpoints=place / "target",
         on_steps=stage.steps,
         say=bars.say,
