@@ -121,6 +121,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--rows", type=int, metavar="K", help="to relearn; default: all forget rows")
     rate_help = "default: that of the run's finetune section, else 2e-5"
     sub.add_argument("--learning-rate", type=float, metavar="X", help=rate_help)
+    shadows_help = "shadow models to tell forgotten rows from unseen ones; default: no such attack"
+    sub.add_argument("--shadows", type=int, default=0, metavar="K", help=shadows_help)
     sub.add_argument("--samples", type=int, default=8, metavar="N", help="per question; default 8")
     sub.add_argument("--only", **many, metavar="NAME", help="may be repeated; default: all")
     sub.add_argument("--output", metavar="FILE", help="of several runs; default: attacks.html")
@@ -373,7 +375,9 @@ def _attack(options: argparse.Namespace) -> None:
 
     numbers = (options.steps, options.rows, options.learning_rate, options.samples)
     names = (tuple(dict.fromkeys(words)) for words in (options.only, options.method))
-    result, page = running.attack(options.runs, Options(*numbers, *names), options.output)
+    result, page = running.attack(
+        options.runs, Options(*numbers, *names, options.shadows), options.output
+    )
     for table in robustness.tables(result).values():
         _console().print(robustness.rich_table(table))
     print("\n".join(robustness.verdicts(result)))

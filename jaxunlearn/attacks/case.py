@@ -32,10 +32,12 @@ class Options:
     only: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
     """Labels of the run's methods."""
+    shadows: int = 0
+    """Shadow models of the membership attack; 0: it is not made."""
 
     def __post_init__(self):
         """Refuse what cannot be."""
-        for name, least in (("steps", 0), ("rows", 1), ("samples", 1)):
+        for name, least in (("steps", 0), ("rows", 1), ("samples", 1), ("shadows", 0)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise UserError(f"--{name}: is {value}; use {least} or more")

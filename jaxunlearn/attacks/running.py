@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxunlearn import config_file
+from jaxunlearn import config_file, shadows
 from jaxunlearn.attacks import inside, models, prompts, weights
 from jaxunlearn.attacks.case import Case, Options, Values, measure, measured
 from jaxunlearn.config import Experiment
@@ -55,12 +55,14 @@ class Run:
     data: UnlearningData
     options: Options
     """Resolved."""
+    shadows: shadows.Plan | None
+    """None: no attack by shadow models."""
 
     @property
     def settings(self) -> dict[str, Any]:
         """What decides the numbers, as JSON gives it back."""
         settings = dataclasses.asdict(self.options)
-        del settings["only"]
+        del settings["only"], settings["shadows"]
         settings["methods"] = list(self.options.methods)
         return {**settings, "forget_rows": len(self.data.forget)}
 
@@ -73,10 +75,10 @@ def attack(
 ) -> tuple[Result, Path]:
     """Attacks finished runs, one after another; all are checked before the first attack.
 
-    Writes `attacks.json` and `attacks.html` into each run folder, at the end and atomically;
-    nothing else in it changes. Attacks that `attacks.json` already has with the same settings, and
-    made after the run, are not made again; others are added to them. Of several runs the means
-    (`robustness.over_runs`) are written as a page and, beside it, as JSON.
+    Writes `attacks.json` and `attacks.html` into each run folder, at the end and atomically, and
+    what `shadows` keeps; nothing else in it changes. Attacks that `attacks.json` already has with
+    the same settings, and made after the run, are not made again; others are added to them. Of
+    several runs the means (`robustness.over_runs`) are written as a page and, beside it, as JSON.
 
     Args:
       folders: of the runs; one that is given twice counts once.
@@ -113,7 +115,8 @@ def open_run(folder: Path, options: Options) -> Run:
     data = formats.load(experiment.data, experiment.seed)
     options = resolve(options, experiment, len(data.forget))
     models.check(folder, experiment, data, options.methods)
-    return Run(folder, experiment, data, options)
+    plan = shadows.plan(experiment, data, options.shadows) if options.shadows else None
+    return Run(folder, experiment, data, options, plan)
 
 
 def resolve(options: Options, experiment: Experiment, forget_rows: int) -> Options:
@@ -158,11 +161,16 @@ def _page(folders: Sequence[str], output: str | None) -> Path:
 def _attack(run: Run, say: Callable[[str], None]) -> Result:
     known = _before(run, say)
     missing = [name for name in ATTACKS if name in run.options.only and name not in known]
-    if not missing:
+    membership = known.get("membership")
+    by_shadows = run.shadows is not None and (
+        membership is None or membership["shadows"] != run.options.shadows
+    )
+    if not missing and not by_shadows:
         say(f"{run.folder}: attacked already; remove {run.folder / 'attacks.json'} to do it again")
         return known
     found: dict[str, Any] = {name: {} for name in missing}
     start: dict[str, Measured] = {}
+    attacked: dict[str, LanguageModel] = {}
     with Bars() as bars:
         for label, model in models.load(run.folder, run.experiment, run.options.methods, bars):
             need_tokenizer(model)
@@ -173,6 +181,10 @@ def _attack(run: Run, say: Callable[[str], None]) -> Result:
                 if label != "target" or name in INSIDE:
                     with bars.stage(f"{label} {name}") as stage:
                         found[name][label] = ATTACKS[name](_case(run, model, stage, before))
+            if by_shadows and label != "target":
+                attacked[label] = model
+        if by_shadows:
+            membership = shadows.run(run.folder, run.shadows, attacked, bars)
     made = {name: found.get(name, known.get(name)) for name in ATTACKS}
     made = {name: one for name, one in made.items() if one is not None}
     result = {
@@ -181,6 +193,7 @@ def _attack(run: Run, say: Callable[[str], None]) -> Result:
         "before": start,
         **made,
         "aggregates": robustness.aggregates(made, run.options.methods),
+        **({} if membership is None else {"membership": membership}),
     }
     page = run.folder / "attacks.html"
     robustness.write_page(page, result, config_file.dump(run.experiment))

@@ -53,6 +53,7 @@ def load(config: DataConfig) -> UnlearningData:
             "forget",
             _read(config, "verbmem/forget", _pair("prompt", "gt", "forget")),
             max_new_tokens=VERBATIM_TOKENS,
+            cut=True,
         ),
         "knowledge": knowledge("forget", _questions(config, "forget", "forget")),
         "knowledge_retain": knowledge("retain", _questions(config, "retain", "general")),

@@ -61,6 +61,8 @@ class EvalSet:
     rows: tuple[Row, ...]
     max_new_tokens: int | None = None
     """Longest generated answer; None: as the config says."""
+    cut: bool = False
+    """What is generated is compared to as much of the answer as may be generated."""
     until: tuple[str, ...] = ()
     """A generated answer ends before the first of these strings."""
 

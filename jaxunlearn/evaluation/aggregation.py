@@ -15,6 +15,8 @@ from jaxunlearn.data.rows import Row
 from jaxunlearn.evaluation import metrics, open_unlearning, privacy, text
 from jaxunlearn.evaluation.entries import Entry, entry, summarise, summarise_two
 
+ALL = "harmonic_mean_of_all"
+"""Left out where one of its metrics is."""
 FORGOTTEN = 0.9
 """An entity whose efficacy is above this counts as forgotten."""
 
@@ -142,6 +144,7 @@ SAMPLES: Mapping[str, Callable[[np.ndarray, np.ndarray], Entry]] = {
 
 NUMBERS: Mapping[str, Callable[[Sequence[Entry]], Entry]] = {
     "harmonic_mean": harmonic_mean,
+    ALL: harmonic_mean,
     "mean": mean,
     "first": first,
     "from_chance": from_chance,

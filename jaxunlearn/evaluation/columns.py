@@ -37,6 +37,7 @@ _ATTACKS = {
     "loss": "loss",
     "zlib": "zlib",
     "min_k": "Min\u2011K%",
+    "min_40": "Min\u201140%",
     "min_k_plus_plus": "Min\u2011K%++",
     "reference": "reference",
     "gradient_norm": "gradient norm",

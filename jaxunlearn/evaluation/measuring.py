@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES, find
+from jaxunlearn.evaluation.aggregation import ALL, CHANGES, NUMBERS, ROWS, SAMPLES, find
 from jaxunlearn.evaluation.benchmark import SET, Benchmark, Metric, matched
 from jaxunlearn.evaluation.entries import Entry, entry
 from jaxunlearn.evaluation.results import Results, Table
@@ -113,11 +113,13 @@ def _sample(rows: Rows, names: Sequence[str], metric: Metric) -> np.ndarray:
 
 def _parts(metric: Metric, found: Table, roles: Mapping[str, str]) -> list[Entry]:
     """The metrics that one is of, as far as they are there."""
-    return [
+    parts = metric.parts(roles)
+    known = [
         _from_1(found[name]) if complement else found[name]
-        for name, complement in metric.parts(roles)
+        for name, complement in parts
         if name in found and found[name] is not _LATER
     ]
+    return [] if metric.aggregation == ALL and len(known) < len(parts) else known
 
 
 def _from_1(one: Entry) -> Entry:

@@ -167,7 +167,7 @@ def rouge_l_precision(predictions: Sequence[str], references: Sequence[str]) -> 
 
 
 def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Harmonic mean of `rouge_l_recall` and `rouge_l_precision`.
+    """Harmonic mean of ROUGE-L's recall and precision, of words without stemming, as MUSE has it.
 
     Args:
       predictions: n generated texts; an empty one scores 0.
@@ -176,13 +176,25 @@ def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndar
     Returns:
       `[n]` in [0, 1]; `nan` where the reference has no words.
 
-    >>> rouge_l_f1(["he wrote novels", ""], ["He writes poems in Paris.", "Ann"])
-    array([0.25, 0.  ])
+    Reference:
+      Shi et al., MUSE, arXiv 2407.06460, 3.1.
+
+    >>> rouge_l_f1(["he wrote novels", ""], ["He wrote poems in Paris.", "Ann"])
+    array([0.5, 0. ])
     """
-    recall = rouge_l_recall(predictions, references)
-    precision = rouge_l_precision(predictions, references)
-    both = harmonic_mean(np.stack([recall, precision], axis=1))
-    return np.where(np.isnan(recall), np.nan, both)
+    from rouge_score import rouge_scorer, tokenizers
+
+    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
+    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
+    return np.array(
+        [
+            scorer.score(reference, prediction)["rougeL"].fmeasure
+            if tokenizer.tokenize(reference)
+            else np.nan
+            for prediction, reference in zip(predictions, references, strict=True)
+        ],
+        np.float64,
+    )
 
 
 def harmonic_mean(values: np.ndarray) -> np.ndarray:

@@ -54,6 +54,8 @@ class Results:
     scores: Scores
     generations: Mapping[str, Sequence[str]]
     """Set to the generated answer of each of its rows, for the sets where one is needed."""
+    truths: Mapping[str, Sequence[str]]
+    """Set to what each of these is to be compared to."""
     final_eos: bool
     """The last answer token of every row is the end token."""
     embedder: Embedder

@@ -19,7 +19,7 @@ Measured = dict[str, Any]
 what is of a layer its "layer" (1 is the first)."""
 
 # Keys of the result that are no attacks.
-_OTHER = ("name", "runs", "settings", "before", "aggregates")
+_OTHER = ("name", "runs", "settings", "before", "aggregates", "membership")
 _METRICS = {"probability": "prob.", "rouge": "ROUGE"}
 _INSIDE = {"probability": "logit lens", "top_1": "probe top 1"}
 _PANELS = {
@@ -100,6 +100,7 @@ def over_runs(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> d
     """
     attacks = list(dict.fromkeys(key for one in results for key in one if key not in _OTHER))
     same = results[0]["settings"].items()
+    by_shadows = [one["membership"] for one in results if "membership" in one]
     return {
         "name": f"{len(results)} runs",
         "runs": list(folders),
@@ -111,6 +112,7 @@ def over_runs(results: Sequence[Mapping[str, Any]], folders: Sequence[str]) -> d
         "before": _together([one["before"] for one in results]),
         **{name: _together([one[name] for one in results if name in one]) for name in attacks},
         "aggregates": _together([one["aggregates"] for one in results]),
+        **({"membership": _together(by_shadows)} if by_shadows else {}),
     }
 
 
@@ -138,7 +140,7 @@ def rich_table(table: report.PlainTable) -> "rich.table.Table":
 
 
 def verdicts(result: Mapping[str, Any]) -> list[str]:
-    """R, Q and HM in words, a line per model and metric, and how often a guess is right."""
+    """In words: R, Q and HM of each model and metric, how often a guess is right, shadow models."""
     found = [
         f"{label}, {metric}: "
         + ", ".join(f"{name} {_text(one)}{_spread(one)}" for name, one in three.items())
@@ -149,6 +151,9 @@ def verdicts(result: Mapping[str, Any]) -> list[str]:
     chances = [one["chance"] for _, _, _, one in _lines(result) if "chance" in one]
     if chances:
         found.append(f"probe: a guess puts the right answer first in {chances[0]:.3f} of the rows")
+    for label, told in result.get("membership", {}).get("models", {}).items():
+        numbers = ", ".join(f"{name} {_text(one)}" for name, one in told.items())
+        found.append(f"{label}, membership by shadow models: {numbers}")
     return found
 
 

@@ -69,10 +69,6 @@ def _keys(results: Results, name: str) -> list[Text]:
     return [row.key for row in _rows(results, name)]
 
 
-def _answers(results: Results, name: str) -> list[str]:
-    return [row.answer for row in _rows(results, name)]
-
-
 def log_prob(results: Results, name: str) -> np.ndarray:
     """Mean log-probability of the answer's tokens."""
     return results.scores.mean_log_probs(_keys(results, name))
@@ -129,25 +125,25 @@ def perplexity(results: Results, name: str) -> np.ndarray:
 def rouge(results: Results, name: str) -> np.ndarray:
     """ROUGE-L recall of the generated answer."""
     if results.config.compat == "melu":
-        return metrics.rouge_l_precision(results.generations[name], _answers(results, name))
-    return _formulas(results).rouge_l_recall(results.generations[name], _answers(results, name))
+        return metrics.rouge_l_precision(results.generations[name], results.truths[name])
+    return _formulas(results).rouge_l_recall(results.generations[name], results.truths[name])
 
 
 def rouge_f1(results: Results, name: str) -> np.ndarray:
     """ROUGE-L F1 of the generated answer."""
-    return _formulas(results).rouge_l_f1(results.generations[name], _answers(results, name))
+    return _formulas(results).rouge_l_f1(results.generations[name], results.truths[name])
 
 
 def exact_match(results: Results, name: str) -> np.ndarray:
     """Whether the generated answer is the true one, but for case and outer blanks."""
-    pairs = zip(results.generations[name], _answers(results, name), strict=True)
+    pairs = zip(results.generations[name], results.truths[name], strict=True)
     return np.array([float(text.same_words(said, truth)) for said, truth in pairs])
 
 
 def similarity(results: Results, name: str) -> np.ndarray:
     """Closeness in meaning of the generated and the true answer."""
     generations = results.generations[name]
-    return embed.similarity(results.embedder, generations, _answers(results, name))
+    return embed.similarity(results.embedder, generations, results.truths[name])
 
 
 def melu(results: Results, name: str) -> np.ndarray:
@@ -198,13 +194,19 @@ def generation_perplexity(results: Results, name: str) -> np.ndarray:
 def zlib(results: Results, name: str) -> np.ndarray:
     """Score of the zlib attack."""
     log_probs, _, mask = results.scores.rows(_keys(results, name))
-    return privacy.zlib_score(log_probs, mask, _answers(results, name))
+    return privacy.zlib_score(log_probs, mask, [row.answer for row in _rows(results, name)])
 
 
 def min_k(results: Results, name: str) -> np.ndarray:
     """Score of Min-K%."""
     log_probs, _, mask = results.scores.rows(_keys(results, name))
     return (open_unlearning if _theirs(results) else privacy).min_k(log_probs, mask)
+
+
+def min_40(results: Results, name: str) -> np.ndarray:
+    """Score of Min-K% with k = 40, which MUSE takes."""
+    log_probs, _, mask = results.scores.rows(_keys(results, name))
+    return privacy.min_k(log_probs, mask, fraction=0.4)
 
 
 def min_k_plus_plus(results: Results, name: str) -> np.ndarray:
@@ -235,7 +237,7 @@ STATISTICS: Mapping[str, Statistic] = {
         function.__name__: Statistic(function, _answer)
         for function in (
             log_prob, probability, token_probability, exact_memorisation, extraction_strength,
-            perplexity, zlib, min_k,
+            perplexity, zlib, min_k, min_40,
         )
     },
     "paraphrased_probability": Statistic(paraphrased_probability, lambda row: (_right(row),)),

@@ -142,6 +142,7 @@ def evaluate(
         sets,
         scores,
         generations,
+        {name: work.truths(sets[name]) for name in asked},
         final_eos=model.tokenizer.eos_token_id is not None,
         embedder=_embedder(judge, sets, config),
         config=config,
@@ -275,6 +276,15 @@ class _Work:
                     _until(answers[row.text("")], sets[name].until) for row in sets[name].rows
                 ]
         return {name: found[name] for name in sets}, no_room
+
+    def truths(self, chosen: EvalSet) -> list[str]:
+        """The answers, as far as generations of the set can have them."""
+        answers = [row.answer for row in chosen.rows]
+        if not chosen.cut:
+            return answers
+        tokenizer, most = self.model.tokenizer, chosen.max_new_tokens or self.config.max_new_tokens
+        ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
+        return [tokenizer.decode(one[:most], skip_special_tokens=True) for one in ids]
 
     def judge_texts(self, texts: Sequence[Text], scores: Scores) -> dict[Text, float]:
         """Mean log-probability of texts under the judge."""

@@ -33,7 +33,11 @@ def results(sets, known, generations=None, compat="paper"):
     stats = TokenStats(log_probs, log_probs > np.log(0.6), mask)
     config = EvaluationConfig(compat=compat)
     place = {text: i for i, text in enumerate(texts)}
-    return Results(sets, Scores(stats, place), generations or {}, True, None, config)
+    return Results(sets, Scores(stats, place), generations or {}, truths(sets), True, None, config)
+
+
+def truths(sets):
+    return {name: [row.answer for row in one.rows] for name, one in sets.items()}
 
 
 def write(tmp_path, text):

@@ -44,7 +44,8 @@ def results(sets, probabilities, generations, *, hit=None, config=SETTINGS, embe
     place = {row.key: i for i, row in enumerate(rows)}
     assert len(place) == len(rows)
     scores = Scores(TokenStats(log_probs, hits, mask), place)
-    return Results(sets, scores, generations, True, embedder, config)
+    truths = {name: [row.answer for row in chosen.rows] for name, chosen in sets.items()}
+    return Results(sets, scores, generations, truths, True, embedder, config)
 
 
 def measure(measured):

@@ -9,7 +9,7 @@ import pytest
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import forward, suite
+from jaxunlearn.evaluation import forward, metrics, suite
 from jaxunlearn.models import transformer
 
 TEMPLATE = "Question: {question}\nAnswer:"
@@ -103,6 +103,23 @@ def test_raw_rows_are_scored_as_they_stand(tiny):
     log_probs = jax.nn.log_softmax(transformer.logits(tiny.config, tiny.params, np.array([ids]))[0])
     by_hand = np.exp(np.mean([log_probs[t - 1, ids[t]] for t in range(start, len(ids))]))
     np.testing.assert_allclose(found, [by_hand], rtol=1e-4)
+
+
+def test_a_set_says_how_long_answers_are_and_what_they_are_compared_to(tiny):
+    rows = (Row("Once", "upon a time there was a girl who went out.", raw=True),)
+    long = {"forget": EvalSet("forget", rows)}
+    full = evaluate(tiny, long, dataclasses.replace(SETTINGS, suite="memory"))
+    short = {"forget": EvalSet("forget", rows, max_new_tokens=3, cut=True)}
+    part = evaluate(tiny, short, dataclasses.replace(SETTINGS, suite="memory"))
+    (said,), (longer,) = part.generations["forget"], full.generations["forget"]
+    assert len(said) < len(longer) and longer.startswith(said)
+    ids = tiny.tokenizer(rows[0].answer, add_special_tokens=False)["input_ids"]
+    truth = tiny.tokenizer.decode(ids[:3])
+    assert part.rows["forget_rouge"] == metrics.rouge_l_recall([said], [truth]).tolist()
+    until = {"forget": EvalSet("forget", rows, until=("zzz", longer[3:5]))}
+    ended = evaluate(tiny, until, dataclasses.replace(SETTINGS, suite="memory"))
+    assert ended.generations["forget"] == [longer[: longer.index(longer[3:5])].strip()]
+    assert len(ended.generations["forget"][0]) <= 3
 
 
 def test_rows_over_the_limit_are_counted_not_cut(tiny):
