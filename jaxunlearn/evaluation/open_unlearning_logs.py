@@ -218,7 +218,7 @@ def _log(
         if key == "rougeL_recall":
             name = ours.removesuffix("_rouge")
             told = zip(found.values(), texts[name], generations[name], strict=True)
-            for entry, (question, answer), text in told:
+            for entry, (question, answer, *_), text in told:
                 entry |= {"input": question, "ground_truth": answer, "generation": text}
         else:
             found = {i: entry for i, entry in found.items() if entry[key] is not None}

@@ -71,7 +71,7 @@ def test_the_evaluation_sets(tmp_path):
     )
     members = [("Six.\n\nSeven eight", 1), ("Four five.", 2)]
     assert data.evaluation == {
-        "verbatim": EvalSet("forget", (verbatim,), max_new_tokens=128),
+        "verbatim": EvalSet("forget", (verbatim,), max_new_tokens=128, cut=True),
         "knowledge": EvalSet("forget", (knowledge,), max_new_tokens=32, until=UNTIL),
         "knowledge_retain": EvalSet("retain", (kept,), max_new_tokens=32, until=UNTIL),
         "members": EvalSet(

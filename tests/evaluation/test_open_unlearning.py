@@ -160,7 +160,6 @@ def test_probability_loss_and_zlib_attacks_are_the_same(world, arrays):
     texts = [f"Antwort Nr. {i} ä" * (i + 1) for i in range(len(SPANS))]
     lengths = np.array([len(zlib.compress(text.encode("utf-8"))) for text in texts])
     assert_same(privacy.zlib_score(log_probs, mask, texts), -loss / lengths)
-    assert_same(privacy.reference_score(-loss, -2 * loss), -(loss - 2 * loss))
 
 
 def test_auc_is_the_same_with_holdout_rows_as_positives():

@@ -10,8 +10,8 @@ ROWS = [Row(f"q{i}", "a") for i in range(4)]
 
 def evaluated(utility, probability):
     metrics = {"model_utility": {"value": utility, "n": 1, "ci": None}}
-    rows = {"probability": probability, "rouge": [1.0] * 4}
-    return Evaluation(metrics, [], rows, {}, 0, 0)
+    rows = {"forget_probability": probability, "forget_rouge": [1.0] * 4}
+    return Evaluation(metrics, rows, {"forget": "forget"}, {}, 0, 0)
 
 
 def test_history_and_lines_by_hand():

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxunlearn.evaluation import aggregates, probe, robustness
+from jaxunlearn.evaluation import aggregation, probe, robustness
 from jaxunlearn.evaluation.probe import STRENGTHS, fit_ridge, retrieval_ranks
 
 
@@ -99,7 +99,7 @@ def test_places_are_places_whatever_the_scale(n, seed, scale):
     np.testing.assert_array_equal(retrieval_ranks(scale * predicted, vectors, answers)[0], ranks)
 
 
-@pytest.mark.parametrize("module", [probe, aggregates, robustness])
+@pytest.mark.parametrize("module", [probe, aggregation, robustness])
 def test_doctests(module):
     failures, count = doctest.testmod(module)
     assert failures == 0 and count > 0
