@@ -288,6 +288,22 @@ class StopConfig:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class SelectConfig:
+    """Which state of a training is its result: the best of those that are evaluated meanwhile."""
+
+    metric: str
+    """What decides: any metric of the suite on the run's data, also one that compares with the
+    retrained model."""
+    goal: Literal["min", "max"]
+    every: Count = 20
+    """Steps between two looks, each of them an evaluation; there is one at the end too."""
+    keep_utility: Fraction | None = None
+    """Share of the target's model utility that the result must have; default: no bound."""
+    patience: Count | None = None
+    """Training ends after so many looks without a better one; default: at its last step."""
+
+
+@dataclass(frozen=True, config=_STRICT)
 class EvaluationConfig:
     """What is measured."""
 
@@ -335,6 +351,8 @@ class Experiment:
     """Forget in parts, one after another; default: everything at once."""
     stop: StopConfig | None = None
     """Ends an unlearning whose retain rows suffer too much; default: never."""
+    select: SelectConfig | None = None
+    """Chooses the result among the states of an unlearning; default: the last one."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     def __post_init__(self):

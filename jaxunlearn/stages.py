@@ -29,7 +29,7 @@ from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 from jaxunlearn.training import optimizers
-from jaxunlearn.training.loop import split_params
+from jaxunlearn.training.trainable import split_params
 from jaxunlearn.unlearning import check_method, check_rows, finetune_rows, unlearn_rows
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing

@@ -29,7 +29,8 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, make_tables, max_length
 from jaxunlearn.training import diagnostics
 from jaxunlearn.training.diagnostics import GradientStatistics
-from jaxunlearn.training.loop import Watch, device_rows, prepare, train
+from jaxunlearn.training.loop import device_rows, prepare, train
+from jaxunlearn.training.watching import Selection, Watch
 
 WATCHED_ROWS = 64
 """Retain rows whose NLL `stop` watches: the first ones."""
@@ -90,6 +91,7 @@ def unlearn_rows(
     on_steps: Callable[..., None] | None = None,
     on_schedule: Callable[[dict[str, Any]], None] | None = None,
     utility: Callable[[LanguageModel], float] | None = None,
+    selection: Selection | None = None,
     say: Callable[[str], None] = print,
 ) -> LanguageModel:
     """Unlearns rows from a model with one method; of `experiment` only the settings are used.
@@ -102,8 +104,10 @@ def unlearn_rows(
       method: name and hyper-parameters.
       checkpoints: folder to save to and to resume from.
       on_steps: see `train`.
-      on_schedule: called with what `sampling.describe` says of the schedule.
+      on_schedule: called with what `sampling.describe` says of the schedule; at the end again, of
+        the part that was trained, and with selected_step, the step of the result, if one is chosen.
       utility: the model utility, if `stop` is to watch it.
+      selection: what chooses the result among the states of the training; needs `checkpoints`.
       say: called with what the user should know.
     """
     check_method(model, method)
@@ -116,20 +120,22 @@ def unlearn_rows(
         pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
     schedule = make_schedule(pool, pairing, training, experiment.seed)
     indices = _indices(schedule)
-    shown = len(schedule.forget)
 
-    def count(done: int, total: int, log: list[dict[str, float]]) -> None:
-        nonlocal shown
-        shown = done
-        if on_steps is not None:
-            on_steps(done, total, log)
-
-    def describe() -> None:
+    def describe(steps: int, **more: int) -> None:
         if on_schedule is not None:
-            part = sampling.Schedule(schedule.forget[:shown], schedule.retain[:shown])
-            on_schedule(sampling.describe(pool, part))
+            part = sampling.Schedule(schedule.forget[:steps], schedule.retain[:steps])
+            on_schedule({**sampling.describe(pool, part), **more})
 
-    describe()
+    def ended(trained: int, kept: int) -> None:
+        describe(trained, **({} if selection is None else {"selected_step": kept}))
+
+    def finish(trained: LanguageModel) -> LanguageModel:
+        if chosen.finish is None:
+            return trained
+        numbers = {name: hyper[name] for name in registry.keywords(chosen.finish)}
+        return _combined(model.merged(), trained, partial(chosen.finish, **numbers))
+
+    describe(len(schedule.forget))
 
     def trained(
         objective: registry.Objective, hyper: Mapping[str, float], **options: Any
@@ -146,18 +152,22 @@ def unlearn_rows(
             **options,
         )
 
-    options: dict[str, Any] = {"checkpoints": checkpoints, "on_steps": count}
+    options: dict[str, Any] = {}
     if experiment.stop is not None:
         options["watch"] = _watch(model, retain, experiment, utility, say)
     if objective.needs("reinforced_logits"):
         place = checkpoints and checkpoints.parent / "reinforced" / checkpoints.name
         options["reinforced"] = trained(registry.REINFORCE, {}, checkpoints=place)
-    result = trained(objective, hyper, **options)
-    describe()  # again: `stop` may have ended it early
-    if chosen.finish is None:
-        return result
-    numbers = {name: hyper[name] for name in registry.keywords(chosen.finish)}
-    return _combined(model.merged(), result, partial(chosen.finish, **numbers))
+    return trained(
+        objective,
+        hyper,
+        checkpoints=checkpoints,
+        on_steps=on_steps,
+        selection=selection,
+        finish=finish,
+        on_end=ended,
+        **options,
+    )
 
 
 def gradient_statistics(

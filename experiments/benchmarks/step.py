@@ -35,8 +35,8 @@ from jaxunlearn.methods.registry import objective
 from jaxunlearn.models.generate import generate
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
-from jaxunlearn.training.loop import split_params
 from jaxunlearn.training.step import Rows, StepSpec, init_state, reference_log_probs, run_steps
+from jaxunlearn.training.trainable import split_params
 
 SIZES = {
     "s": {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 4,

@@ -15,7 +15,8 @@ from jaxunlearn.evaluation.robustness import Measured
 from jaxunlearn.methods import registry
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, max_length
-from jaxunlearn.training.loop import Watch, train
+from jaxunlearn.training.loop import train
+from jaxunlearn.training.watching import Watch
 from jaxunlearn.unlearning import batch_slots
 
 POINTS = 5  # of a recovery curve, besides its start

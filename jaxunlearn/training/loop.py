@@ -3,20 +3,18 @@
 import dataclasses
 import hashlib
 import math
-import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import flatten_dict
 
 from jaxunlearn.config import AdapterConfig, TrainingConfig
 from jaxunlearn.data.tokens import TokenTable, batch_width
-from jaxunlearn.errors import UserError
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
@@ -24,25 +22,14 @@ from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
 from jaxunlearn.training.statistics import Rows, combine, reference_log_probs
 from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
+from jaxunlearn.training.trainable import split_params
+from jaxunlearn.training.watching import Look, Selection, Watch
 
 CAPACITY = 32  # most steps in one dispatch
 DISPATCH_SECONDS = 2.0  # aimed-at time of one dispatch: progress stays live, start-up costs little
 FIRST_STEP = "no update came before it: the method's own loss gives it; mend that or its numbers"
 
 OnSteps = Callable[[int, int, list[dict[str, float]]], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Watch:
-    """Looks at the model every so many steps and ends a training that costs too much."""
-
-    every: int
-    measure: Callable[[LanguageModel], float]
-    crossed: Callable[[float], bool]
-    rollback: bool
-    """Whether the result is the last state that was still good."""
-    say: Callable[[str], None] = print
-    name: str = "the watched metric"
 
 
 class DivergedError(RuntimeError):
@@ -63,6 +50,9 @@ def train(
     checkpoints: Path | None = None,
     on_steps: OnSteps | None = None,
     watch: Watch | None = None,
+    selection: Selection | None = None,
+    finish: Callable[[LanguageModel], LanguageModel] = lambda trained: trained,
+    on_end: Callable[[int, int], None] | None = None,
 ) -> LanguageModel:
     """Trains a model along a schedule.
 
@@ -80,6 +70,10 @@ def train(
       on_steps: called after each dispatch with (steps done, steps in all, one dict per new step).
       watch: what may end the training early. States are then saved where it looks and finds
         nothing wrong, and nowhere else.
+      selection: what chooses the result among the states that it looks at; needs `checkpoints`.
+        States are then saved there too.
+      finish: makes the result, and what is looked at, of a trained model.
+      on_end: called with the step that the training came to, and the step of its result.
 
     Returns:
       The trained model, its parameters in the start model's dtypes.
@@ -100,21 +94,38 @@ def train(
     )
 
     def finished(state: TrainState) -> LanguageModel:
-        return _finished(model, state, frozen, training, adapter)
+        return finish(_finished(model, state, frozen, training, adapter))
 
-    def advance(state: TrainState, store: Checkpoints | None) -> TrainState:
+    def advance(state: TrainState, store: Checkpoints | None, looks: list[Look]) -> _End:
+        at, given_up = int(state.step), selection is not None and selection.exhausted(looks)
+        if at == steps or given_up:
+            return _End(state, at, looks)
         rows = device_rows(model, tables, objective)
         run = _Run(spec, frozen, rows, schedule, _step_widths(tables, schedule), numbers)
-        if watch is None:
-            return _advance(run, state, steps, tables, training.checkpoint_every, store, on_steps)
-        return _watched(run, state, tables, watch, finished, store, on_steps)
+        if watch is None and selection is None:
+            every = training.checkpoint_every
+            return _End(_advance(run, state, steps, tables, every, store, on_steps), steps, [])
+        return _watched(
+            run, _End(state, at, looks), tables, watch, selection, finished, store, on_steps
+        )
+
+    def result(end: _End, store: Checkpoints | None) -> LanguageModel:
+        state = end.state
+        if end.looks:
+            selection.say(selection.told(end.looks, steps))
+            best = selection.best(end.looks).step
+            if best != int(state.step):
+                state, _ = store.restore(state, best)
+        if on_end is not None:
+            on_end(end.step, int(state.step))
+        return finished(state)
 
     if checkpoints is None:
-        return finished(advance(state, None))
+        return result(advance(state, None, []), None)
     mark = _fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training)
     with Checkpoints(checkpoints, mark) as store:
-        state = store.restore(state)
-        return finished(advance(state, store) if int(state.step) < steps else state)
+        state, known = store.restore(state)
+        return result(advance(state, store, [Look(*one) for one in known]), store)
 
 
 def prepare(
@@ -137,54 +148,13 @@ def prepare(
     return spec, trainable, frozen, _numbers(hyper, training, steps, seed)
 
 
-def split_params(
-    model: LanguageModel, train_only: str | None, adapter: AdapterConfig | None, seed: int
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What trains and what stays, as the step's `combine` puts them together again."""
-    if adapter is not None:
-        if train_only is not None:
-            raise UserError("training.train_only: cannot be combined with adapter; remove one")
-        factors = lora.init(model.params, adapter.rank, key=jax.random.key(seed))
-        scale = jnp.float32(adapter.scale)
-        return {"lora": factors}, {"params": model.params, "lora_scale": scale}
-    flat = flatten_dict(dict(model.params))
-    inside, outside, layers = {}, dict(flat), {}
-    for path, chosen in _chosen_layers(flat, train_only).items():
-        if chosen is None:
-            inside[path] = outside.pop(path)
-        else:
-            layers[path] = jnp.asarray(chosen, jnp.int32)
-            inside[path] = flat[path][layers[path]]
-    frozen = {"params": unflatten_dict(outside)}
-    if layers:
-        frozen["layers"] = {"params": unflatten_dict(layers)}
-    return {"params": unflatten_dict(inside)}, frozen
+class _End(NamedTuple):
+    """Where a training has come to."""
 
-
-def _chosen_layers(
-    flat: Mapping[tuple[str, ...], Any], train_only: str | None
-) -> dict[tuple[str, ...], list[int] | None]:
-    """The leaves that `train_only` names, and which of their layers; None for all of a leaf."""
-    try:
-        pattern = re.compile(train_only or "")
-    except re.error as error:
-        raise UserError(f"training.train_only: not a regular expression: {error}") from None
-    found: dict[tuple[str, ...], list[int] | None] = {}
-    for path, leaf in flat.items():
-        if pattern.search("/".join(path)):
-            found[path] = None
-        elif path[0] == "layers":
-            names = [f"layers/{layer}/{'/'.join(path[1:])}" for layer in range(leaf.shape[0])]
-            layers = [layer for layer, name in enumerate(names) if pattern.search(name)]
-            if layers:
-                found[path] = layers if len(layers) < len(names) else None
-    if not found:
-        example = ", ".join("/".join(path) for path in list(flat)[:3])
-        raise UserError(
-            f"training.train_only: {train_only!r} matches no parameter; there are {example}, ... "
-            "(layers/5/... names one layer)"
-        )
-    return found
+    state: TrainState
+    """The one there; after a rollback an earlier one."""
+    step: int
+    looks: list[Look]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -263,35 +233,49 @@ def _advance(
 
 def _watched(
     run: _Run,
-    state: TrainState,
+    start: _End,
     tables: Mapping[str, TokenTable],
-    watch: Watch,
+    watch: Watch | None,
+    selection: Selection | None,
     finished: Callable[[TrainState], LanguageModel],
     store: Checkpoints | None,
     on_steps: OnSteps | None,
-) -> TrainState:
-    """To the end of the schedule, or to where the watch ends it."""
-    while (step := int(state.step)) < run.steps:
-        good = jax.device_get(state)
-        end = min(step + watch.every - step % watch.every, run.steps)
+) -> _End:
+    """To the end of the schedule, or to where a look ends it."""
+    state, step, looks = start.state, start.step, start.looks
+    rollback = watch is not None and watch.rollback
+    periods = [one.every for one in (watch, selection) if one is not None]
+    ended = False
+    while not ended and step < run.steps:
+        good = jax.device_get(state) if rollback else None
+        # Of states that were looked at, the best is the result.
+        back = "training ends here" if looks else f"the result is that of step {step}"
+        end = min(run.steps, *(step + every - step % every for every in periods))
         try:
             state = _advance(run, state, end, tables, run.steps, None, on_steps)
         except DivergedError as error:
-            if not watch.rollback:
+            if not rollback:
                 raise
-            watch.say(f"{error}; the result is that of step {step}")
-            return jax.tree.map(jnp.asarray, good)
-        value = watch.measure(finished(state))
-        if watch.crossed(value):
-            kept = f"the result is that of step {step}" if watch.rollback else "training ends here"
-            watch.say(
-                f"{run.spec.objective.name}: {watch.name} is {value:.3g} after step {end} of "
-                f"{run.steps}; {kept}"
-            )
-            return jax.tree.map(jnp.asarray, good) if watch.rollback else state
-        if store is not None:
-            store.save(state)
-    return state
+            watch.say(f"{error}; {back}")
+            return _End(jax.tree.map(jnp.asarray, good), step, looks)
+        last = end == run.steps
+        if watch is not None and (last or end % watch.every == 0):
+            value = watch.measure(finished(state))
+            if ended := watch.crossed(value):
+                watch.say(
+                    f"{run.spec.objective.name}: {watch.name} is {value:.3g} after step {end} of "
+                    f"{run.steps}; {back if rollback else 'training ends here'}"
+                )
+                if rollback:
+                    return _End(jax.tree.map(jnp.asarray, good), end, looks)
+        step, before = end, looks
+        if selection is not None and (last or ended or end % selection.every == 0):
+            looks = [*looks, Look(end, *selection.measure(end, finished(state)))]
+        if not ended and store is not None:
+            kept = [selection.best(known).step for known in (before, looks) if known]
+            store.save(state, looks, kept)
+        ended = ended or (selection is not None and selection.exhausted(looks))
+    return _End(state, step, looks)
 
 
 def _finished(

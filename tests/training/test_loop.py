@@ -15,7 +15,8 @@ from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import losses, registry
 from jaxunlearn.training import loop
-from jaxunlearn.training.loop import DivergedError, Watch, train
+from jaxunlearn.training.loop import DivergedError, train
+from jaxunlearn.training.watching import Watch
 
 TEMPLATE = "Question: {question}\nAnswer:"
 TRAINING = TrainingConfig(epochs=4, batch_size=8, learning_rate=1e-3, checkpoint_every=3)
