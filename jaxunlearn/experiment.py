@@ -9,6 +9,7 @@ from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.data import formats
 from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
+from jaxunlearn.evaluating import check_evaluation, evaluate_model
 from jaxunlearn.evaluation import benchmark, suite
 from jaxunlearn.evaluation.open_unlearning_logs import refuse_existing, write_logs
 from jaxunlearn.evaluation.suite import Evaluation
@@ -18,7 +19,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder
-from jaxunlearn.stages import Stages, check_evaluation, evaluate_model
+from jaxunlearn.stages import Stages
 from jaxunlearn.user_file import file_version, user_function
 
 RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders

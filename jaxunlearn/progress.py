@@ -41,14 +41,16 @@ class Bars:
         self._bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator["Stage"]:
-        """A bar for one stage of work."""
+    def stage(self, name: str, *, passing: bool = False) -> Iterator["Stage"]:
+        """A bar for one stage of work; a passing one goes away at its end."""
         task = self._bars.add_task(name, total=None, status="preparing")
         stage = Stage(self._bars, task)
         try:
             yield stage
         finally:
             self._bars.stop_task(task)
+            if passing:
+                self._bars.remove_task(task)
 
 
 class Stage:

@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,18 +101,18 @@ class RunFolder:
         return environment
 
     def log(self, stage: str, rows: Iterable[Mapping[str, float]]) -> None:
-        """Appends steps to metrics.jsonl."""
+        """Appends lines to metrics.jsonl: what steps did, or what a look after one found."""
         lines = [json.dumps({"model": stage, **row}) for row in rows]
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
 
     def forget_log(self, stage: str, first_step: int) -> None:
-        """Drops logged steps that a resumed stage will log again."""
+        """Drops logged lines that a resumed stage will log again."""
         kept = [r for r in self.curves() if r["model"] != stage or r["step"] < first_step]
         write_text(self.path / "metrics.jsonl", "".join(json.dumps(r) + "\n" for r in kept))
 
     def curves(self) -> list[dict[str, Any]]:
-        """All logged steps; a last line that a kill cut short is passed over."""
+        """All logged lines; a last line that a kill cut short is passed over."""
         path = self.path / "metrics.jsonl"
         if not path.exists():
             return []
@@ -129,7 +129,7 @@ class RunFolder:
         self.write_json(f"schedules/{stage}.json", description)
 
     def model_curves(self) -> list[dict[str, Any]]:
-        """All logged steps, the stages of one model counted through."""
+        """All logged lines, the stages of one model counted through."""
         rows, steps, offset = self.curves(), {}, {}
         for row in rows:
             steps[row["model"]] = row["step"]
@@ -143,17 +143,21 @@ class RunFolder:
         ]
 
     def trainings(self) -> dict[str, dict[str, Any]]:
-        """Model to its number of steps, the median over them of tokens per second, and what its
-        schedule shows."""
+        """Model to its number of steps, the median over them of tokens per second, what its
+        schedule shows, and the step that was selected: selected_step, or selected_steps with one
+        for each request."""
         rates: dict[str, list[float]] = {}
         for row in self.model_curves():
-            rates.setdefault(row["model"], []).append(row["tokens_per_second"])
+            if "tokens_per_second" in row:
+                rates.setdefault(row["model"], []).append(row["tokens_per_second"])
         shown: dict[str, list[dict[str, Any]]] = {}
-        for path in sorted((self.path / "schedules").glob("*.json")):
+        # Request 10 comes after request 9.
+        for path in sorted((self.path / "schedules").glob("*.json"), key=_by_number):
             shown.setdefault(model_of(path.stem), []).append(_read_json(path) or {})
         return {
             model: {
                 **(sampling.together(shown[model]) if model in shown else {}),
+                **_selected(shown.get(model, []), requests=self.experiment.requests is not None),
                 "steps": len(found),
                 "tokens_per_second": round(statistics.median(found)),
             }
@@ -216,6 +220,17 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not isinstance(value, dict):
         raise UserError(f"{path}: damaged (not a JSON object); remove it, it is made again")
     return value
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    return len(path.stem), path.stem
+
+
+def _selected(parts: Sequence[Mapping[str, Any]], *, requests: bool) -> dict[str, Any]:
+    steps = [part["selected_step"] for part in parts if "selected_step" in part]
+    if not steps:
+        return {}
+    return {"selected_steps": steps} if requests else {"selected_step": steps[0]}
 
 
 def _names(folder: Path) -> list[str]:

@@ -13,13 +13,14 @@ from jaxunlearn.config import Experiment, TrainingConfig
 from jaxunlearn.data import requests
 from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
+from jaxunlearn.evaluating import UTILITY, evaluate_model, value_of
 from jaxunlearn.evaluation import lira
 from jaxunlearn.evaluation.forward import score
 from jaxunlearn.evaluation.metrics import mean_log_prob
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.progress import Bars, Stage
 from jaxunlearn.runs import fingerprint, write_text
-from jaxunlearn.stages import base_model, evaluate_model, utility_of
+from jaxunlearn.stages import base_model
 from jaxunlearn.tables import encode_rows, max_length
 from jaxunlearn.unlearning import finetune_rows, unlearn_rows
 
@@ -50,8 +51,8 @@ def plan(experiment: Experiment, data: UnlearningData, shadows: int) -> Plan:
       shadows: K.
 
     Raises:
-      UserError: too few shadows or an odd number of them, no finetune section, no holdout, or all
-        candidates about one entity.
+      UserError: too few shadows or an odd number of them, no finetune section, no holdout, a run
+        with a select section, or all candidates about one entity.
     """
     if shadows < FEWEST or shadows % 2:
         raise UserError(f"--shadows: is {shadows}; use an even number, at least {FEWEST}")
@@ -59,6 +60,10 @@ def plan(experiment: Experiment, data: UnlearningData, shadows: int) -> Plan:
         raise UserError(
             "finetune: is missing from the run's config; --shadows needs to train shadow models as "
             "the target was trained; make the run with a finetune section"
+        )
+    if experiment.select is not None:
+        raise UserError(
+            "select: shadow models are the last state of their training; attack a run without it"
         )
     if "holdout" not in data.evaluation:
         raise UserError(
@@ -163,7 +168,8 @@ def _shadow(
     )
 
     def utility(model: LanguageModel) -> float:
-        return utility_of(evaluate_model("model", model, plan.data, experiment, bars, target))
+        found = evaluate_model("model", model, plan.data, experiment, bars, target)
+        return value_of(found.metrics, UTILITY)
 
     asked = experiment.requests
     data = replace(plan.data, forget=tuple(plan.candidates[row] for row in half))

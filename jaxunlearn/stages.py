@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,9 +16,18 @@ from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
 from jaxunlearn.data import formats, requests, tokens
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
 from jaxunlearn.errors import UserError
+from jaxunlearn.evaluating import (
+    UTILITY,
+    check_evaluation,
+    check_select,
+    evaluate_model,
+    selection,
+    value_of,
+    with_comparison,
+)
 from jaxunlearn.evaluation import embed, over_requests, report, suite
 from jaxunlearn.evaluation.card import model_card
-from jaxunlearn.evaluation.open_unlearning_logs import Log, check_split, read_log
+from jaxunlearn.evaluation.results import Table
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.models import transformer
 from jaxunlearn.models.checkpoint_hf import export_model
@@ -30,6 +40,7 @@ from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 from jaxunlearn.training import optimizers
 from jaxunlearn.training.trainable import split_params
+from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import check_method, check_rows, finetune_rows, unlearn_rows
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
@@ -45,6 +56,7 @@ class Stages:
         self.notes: list[str] = []
         self.judge: LanguageModel | None = None
         """The model before unlearning, once it is there; it embeds the texts of all models."""
+        self._looked: tuple[weakref.ref[LanguageModel], Table] | None = None
         self.data = formats.load(experiment.data, experiment.seed)
         self.base = base_model(experiment, self.data)
         need_tokenizer(self.base)
@@ -67,7 +79,8 @@ class Stages:
         if settings.evaluation.embedder is not None:
             texts = [row.answer for row in self.data.forget[:2]]
             embed.load(settings.evaluation.embedder)(texts)
-        check_evaluation(settings, self.data)
+        self.log = check_evaluation(settings, self.data)
+        check_select(settings, self._sets())
         usable = set()
         for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
             found = encode_rows(self.base, rows, settings, self.limit, name, self._note)
@@ -146,13 +159,37 @@ class Stages:
                     checkpoints=self.folder.checkpoints(stage),
                     on_steps=self._logger(stage, bar.steps),
                     on_schedule=partial(self.folder.write_schedule, stage),
-                    utility=self._utility,
+                    utility=lambda model: value_of(self._look(model), UTILITY),
+                    selection=self._selection(stage),
                     say=self._note,
                 ),
             )
 
-    def _utility(self, model: LanguageModel) -> float:
-        return utility_of(self._evaluate("model", model))
+    def _selection(self, stage: str) -> Selection | None:
+        asked = self.experiment.select
+        return asked and selection(
+            asked,
+            self._metrics(self.folder.read_evaluation("target")),
+            self._look,
+            lambda row: self.folder.log(stage, [row]),
+            lambda text: self._note(f"{stage}: {text}"),
+        )
+
+    def _look(self, model: LanguageModel) -> Table:
+        """The metrics of a model in training; `stop` and `select` may both ask for them."""
+        if self._looked is None or self._looked[0]() is not model:
+            evaluation = evaluate_model(
+                "model", model, self.data, self.experiment, self.bars, self.judge, passing=True
+            )
+            self._looked = (weakref.ref(model), self._metrics(evaluation))
+        return self._looked[1]
+
+    def _metrics(self, evaluation: Evaluation) -> Table:
+        retrained = self.folder.read_evaluation("retrained")
+        return with_comparison(self.experiment, evaluation, retrained, self.log)
+
+    def _sets(self) -> dict[str, EvalSet]:
+        return suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
 
     def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
         """The evaluation of a model, done once per run."""
@@ -160,7 +197,9 @@ class Stages:
         if evaluation is None:
             evaluation = self._timed(
                 f"{label} evaluation",
-                lambda: self._evaluate(label, model),
+                lambda: evaluate_model(
+                    label, model, self.data, self.experiment, self.bars, self.judge
+                ),
             )
             self.folder.write_evaluation(label, evaluation)
         if evaluation.no_room:
@@ -174,9 +213,6 @@ class Stages:
                 "are in no number"
             )
         return evaluation
-
-    def _evaluate(self, label: str, model: LanguageModel) -> Evaluation:
-        return evaluate_model(label, model, self.data, self.experiment, self.bars, self.judge)
 
     def finish(
         self,
@@ -193,18 +229,8 @@ class Stages:
           evaluations: label to evaluation.
           histories: label of each method to the evaluations of the target and after each request.
         """
-        sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
-        log = check_evaluation(self.experiment, self.data)
-        models = {}
-        for label, evaluation in evaluations.items():
-            compared = {}
-            if "retrained" in evaluations:
-                compared = suite.against_retrained(
-                    self.experiment.evaluation, evaluation, evaluations["retrained"]
-                )
-            elif log is not None:
-                compared = suite.against_log(self.experiment.evaluation, evaluation, log)
-            models[label] = {**compared, **evaluation.metrics}
+        sets = self._sets()
+        models = {label: self._metrics(one) for label, one in evaluations.items()}
         summary = {
             "name": self.experiment.name,
             "primary": list(evaluations)[-1],
@@ -285,51 +311,6 @@ class Stages:
         result = work()
         self.folder.add_timing(what, time.perf_counter() - begin)
         return result
-
-
-def check_evaluation(experiment: Experiment, data: UnlearningData) -> Log | None:
-    """The log that stands for a retrained model, if there is one.
-
-    Raises:
-      UserError: the suite has nothing to measure, or the log cannot be read or is of other rows.
-    """
-    settings, sets = experiment.evaluation, data.evaluation
-    suite.check(settings, {name: one.role for name, one in sets.items()})
-    if settings.retain_log is None:
-        return None
-    log = read_log(settings.retain_log)
-    if "forget" not in sets:
-        raise UserError("evaluation.retain_log: there is no evaluation set forget; leave it out")
-    check_split(log, sets["forget"].rows)
-    return log
-
-
-def evaluate_model(
-    label: str,
-    model: LanguageModel,
-    data: UnlearningData,
-    experiment: Experiment,
-    bars: Bars,
-    judge: LanguageModel | None,
-) -> Evaluation:
-    """The evaluation of a model on all sets, with a progress bar; see `suite.evaluate`."""
-    need_tokenizer(model)
-    with bars.stage(f"evaluate {label}") as stage:
-        return suite.evaluate(
-            model,
-            suite.limit_sets(data.evaluation, experiment.evaluation.limit),
-            experiment.evaluation,
-            template=experiment.data.template,
-            max_length=max_length(model, experiment),
-            judge=judge,
-            on_rows=lambda done, total: stage.update(done, total, "texts"),
-        )
-
-
-def utility_of(evaluation: Evaluation) -> float:
-    """What `stop` watches as the model utility; nan where it could not be measured."""
-    value = evaluation.metrics["model_utility"]["value"]
-    return float("nan") if value is None else value
 
 
 def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:

@@ -115,10 +115,15 @@ def over_seeds(name: str, done: Sequence[tuple[Settings, Mapping[str, Any]]]) ->
             label: {metric: over_runs(found) for metric, found in known.items()}
             for label, known in values.items()
         },
-        "training": {label: found[0] for label, found in trained.items()},
+        "training": {label: _shared(found[0]) for label, found in trained.items()},
         "config": last["config"],
         "notes": [f"{len(done)} runs: means over {over}; small print: least and greatest value"],
     }
+
+
+def _shared(training: Mapping[str, Any]) -> dict[str, Any]:
+    """What does not depend on the seed."""
+    return {key: value for key, value in training.items() if not key.startswith("selected_step")}
 
 
 def _name(settings: Mapping[str, Any]) -> str:

@@ -11,8 +11,8 @@ PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
     "errors", "validation", "user_file", "config", "config_file", "data", "models", "methods",
-    "training", "evaluation", "tables", "unlearning", "progress", "runs", "stages", "experiment",
-    "shadows", "attacks", "sweep", "api", "harness", "cli",
+    "training", "evaluation", "tables", "unlearning", "progress", "runs", "evaluating",
+    "stages", "experiment", "shadows", "attacks", "sweep", "api", "harness", "cli",
 ]  # fmt: skip
 
 

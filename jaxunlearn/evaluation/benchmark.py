@@ -24,6 +24,7 @@ import yaml
 from pydantic import BeforeValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
+from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES
 from jaxunlearn.evaluation.statistics import STATISTICS
@@ -114,6 +115,29 @@ class Benchmark:
                 for name in matched((*metric.data, *metric.versus), roles):
                     found[name].add(metric.statistic)
         return found
+
+    def names(self, sets: Mapping[str, EvalSet], *, compared: bool) -> list[str]:
+        """The metrics that a model has on these sets.
+
+        Args:
+          sets: name to rows and role.
+          compared: whether there is a retrained model to compare with.
+        """
+        roles = {name: one.role for name, one in sets.items()}
+        found: dict[str, None] = {}
+        rows = [one for one in self.metrics if one.statistic and one.applies(roles)]
+        for metric in rows:
+            about = STATISTICS[metric.statistic].of
+            names = [n for n in matched(metric.data, roles) if any(map(about, sets[n].rows))]
+            if names and (compared or not metric.against):
+                names = names if metric.each_set else names[:1]
+                found |= dict.fromkeys(metric.metric.replace(SET, name) for name in names)
+        # Those of the model alone come before those that compare, which may be of them.
+        of = [one for one in self.metrics if one.of and (compared or not one.against)]
+        for metric in sorted(of, key=lambda one: one.against is not None):
+            if any(name in found for name, _ in metric.parts(roles)):
+                found[metric.metric] = None
+        return list(found)
 
 
 def matched(names: Sequence[str], roles: Mapping[str, str]) -> list[str]:

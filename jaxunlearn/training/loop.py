@@ -258,9 +258,9 @@ def _watched(
                 raise
             watch.say(f"{error}; {back}")
             return _End(jax.tree.map(jnp.asarray, good), step, looks)
-        last = end == run.steps
+        now, last = finished(state), end == run.steps
         if watch is not None and (last or end % watch.every == 0):
-            value = watch.measure(finished(state))
+            value = watch.measure(now)
             if ended := watch.crossed(value):
                 watch.say(
                     f"{run.spec.objective.name}: {watch.name} is {value:.3g} after step {end} of "
@@ -270,7 +270,8 @@ def _watched(
                     return _End(jax.tree.map(jnp.asarray, good), end, looks)
         step, before = end, looks
         if selection is not None and (last or ended or end % selection.every == 0):
-            looks = [*looks, Look(end, *selection.measure(end, finished(state)))]
+            looks = [*looks, Look(end, *selection.measure(end, now))]
+        del now  # it may be a second copy of all parameters
         if not ended and store is not None:
             kept = [selection.best(known).step for known in (before, looks) if known]
             store.save(state, looks, kept)

@@ -76,8 +76,10 @@ class Selection:
                 f"no step has a measured {self.metric}{enough}; {result}, where model utility is"
                 f" greatest ({best.utility:.3g})"
             )
-        ended = f"; training ended at step {last}, after {self.patience} looks without a better one"
-        return text + (ended if last < steps and self.exhausted(looks) else "")
+        if last < steps and self.exhausted(looks):
+            count = "1 look" if self.patience == 1 else f"{self.patience} looks"
+            text += f"; training ended at step {last}, after {count} without a better one"
+        return text
 
     def _qualifies(self, look: Look) -> bool:
         enough = self.least_utility is None or look.utility >= self.least_utility
