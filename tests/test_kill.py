@@ -43,10 +43,12 @@ def wait_for(condition, process, seconds=120):
 
 def outcome(folder):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    losses = {(line["model"], line["step"]): line["loss"] for line in lines}
-    assert len(losses) == len(lines)  # no step is logged twice
+    for line in lines:
+        line.pop("tokens_per_second", None)
+    steps = [(line["model"], line["step"], "loss" in line) for line in lines]
+    assert len(set(steps)) == len(lines)  # no step, and no look after one, is logged twice
     models = json.loads((folder / "summary.json").read_text())["models"]
-    return (folder / "hf" / "model.safetensors").read_bytes(), losses, models
+    return (folder / "hf" / "model.safetensors").read_bytes(), lines, models
 
 
 def killed_and_resumed(tmp_path, config, moments):
@@ -107,3 +109,24 @@ def test_requests_killed_between_and_inside(tmp_path):
     assert histories[0] == histories[1]
     known = histories[0]["altpo"]
     assert len(known["requests"]) == 5 and len(known["rouge"]) == len(known["model_utility"]) == 6
+
+
+@pytest.mark.slow
+def test_a_selection_killed_at_its_looks(tmp_path):
+    select = {"metric": "forget_probability", "goal": "min", "every": 2, "patience": 2}
+    config = {**CONFIG, "select": select, "stop": {"above": 100.0, "every": 3}}
+    moments = {
+        "after the first look": lambda run: (run / "checkpoints/npo/2").exists(),
+        "while a later one is saved": lambda run: any(
+            run.glob("checkpoints/npo/6.orbax-checkpoint-tmp*")
+        ),
+        "between the last look and the evaluation": lambda run: (
+            run / "checkpoints/npo/8"
+        ).exists(),
+    }
+    cut, whole = killed_and_resumed(tmp_path, config, moments)
+    assert outcome(cut) == outcome(whole)
+    cut, whole = (json.loads((run / "summary.json").read_text()) for run in (cut, whole))
+    assert cut["notes"] == whole["notes"] and "the result is that of step" in cut["notes"][0]
+    chosen = [one["training"]["npo"]["selected_step"] for one in (cut, whole)]
+    assert chosen[0] == chosen[1]

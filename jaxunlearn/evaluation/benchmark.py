@@ -26,7 +26,7 @@ from pydantic.dataclasses import dataclass
 
 from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.aggregation import CHANGES, NUMBERS, ROWS, SAMPLES
+from jaxunlearn.evaluation.aggregation import ALL, CHANGES, NUMBERS, ROWS, SAMPLES
 from jaxunlearn.evaluation.statistics import STATISTICS
 from jaxunlearn.validation import kind_of, validate
 
@@ -135,7 +135,8 @@ class Benchmark:
         # Those of the model alone come before those that compare, which may be of them.
         of = [one for one in self.metrics if one.of and (compared or not one.against)]
         for metric in sorted(of, key=lambda one: one.against is not None):
-            if any(name in found for name, _ in metric.parts(roles)):
+            there = [name in found for name, _ in metric.parts(roles)]
+            if all(there) if metric.aggregation == ALL else any(there):
                 found[metric.metric] = None
         return list(found)
 

@@ -64,18 +64,16 @@ class Selection:
     def told(self, looks: Sequence[Look], steps: int) -> str:
         """Which state of a training of so many steps is its result, and why."""
         best, last = self.best(looks), looks[-1].step
-        enough = ""
-        if self.least_utility is not None:
-            enough = f" with a model utility of at least {self.least_utility:.3g}"
         result = f"the result is that of step {best.step} of {steps}"
+        bound = f"a model utility of at least {self.least_utility or 0.0:.3g}"
         if self._qualifies(best):
             which = "least" if self.goal == "min" else "greatest"
+            enough = "" if self.least_utility is None else f" with {bound}"
             text = f"{result}: the {which} {self.metric} ({best.value:.3g}) of those{enough}"
         else:
-            text = (
-                f"no step has a measured {self.metric}{enough}; {result}, where model utility is"
-                f" greatest ({best.utility:.3g})"
-            )
+            measured = any(not math.isnan(look.value) for look in looks)
+            fault = f"no step has {bound}" if measured else f"{self.metric} could not be measured"
+            text = f"{fault}; {result}, with the greatest model utility ({best.utility:.3g})"
         if last < steps and self.exhausted(looks):
             count = "1 look" if self.patience == 1 else f"{self.patience} looks"
             text += f"; training ended at step {last}, after {count} without a better one"

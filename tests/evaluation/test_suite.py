@@ -9,7 +9,7 @@ import pytest
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import forward, metrics, suite
+from jaxunlearn.evaluation import benchmark, forward, metrics, suite
 from jaxunlearn.models import transformer
 
 TEMPLATE = "Question: {question}\nAnswer:"
@@ -160,3 +160,20 @@ def test_limit_spreads_over_the_set(limit, count):
     assert len(cut) == count and found == dataclasses.replace(whole, rows=cut)
     if limit == 5:
         assert [row.answer for row in cut] == ["0", "4", "9", "14", "19"]
+
+
+@pytest.mark.parametrize("name", benchmark.built_in())
+def test_names_are_those_of_what_is_measured(tiny, world, name):
+    """Also of sets that only this suite has, and without the rows that a metric is about."""
+    chosen = benchmark.load(name)
+    sets = {**world.evaluation, "holdout": EvalSet("holdout", world.retain[4:6])}
+    asked = {one for metric in chosen.metrics for one in (*metric.data, *metric.versus)}
+    for one in sorted(asked - {"forget", "retain", "general", "holdout"}):
+        sets[one] = EvalSet("retain", world.retain[:2])
+    settings = dataclasses.replace(SETTINGS, suite=name, max_new_tokens=2)
+    for part in (sets, {"forget": sets["forget"]}):
+        part = suite.limit_sets(part, 2)
+        found = evaluate(tiny, part, settings)
+        assert set(chosen.names(part, compared=False)) == set(found.metrics)
+        compared = suite.against_retrained(settings, found, found)
+        assert set(chosen.names(part, compared=True)) == {*found.metrics, *compared}

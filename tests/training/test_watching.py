@@ -95,8 +95,12 @@ def test_what_is_told():
         " at least 0.5; training ended at step 20, after 1 look without a better one"
     )
     assert select(least_utility=0.95, goal="max").told(found, 30) == (
-        "no step has a measured score with a model utility of at least 0.95; the result is that of"
-        " step 10 of 30, where model utility is greatest (0.9)"
+        "no step has a model utility of at least 0.95; the result is that of step 10 of 30, with"
+        " the greatest model utility (0.9)"
+    )
+    assert select().told(looks((NAN, 0.5)), 10) == (
+        "score could not be measured; the result is that of step 10 of 10, with the greatest model"
+        " utility (0.5)"
     )
 
 
