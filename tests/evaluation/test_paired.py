@@ -122,3 +122,12 @@ def test_a_table_has_every_pair_and_one_family():
     assert lines[0]["value"] == 0.5
     assert [line["p_adjusted"] for line in lines] == paired.adjusted([line["p"] for line in lines])
     assert paired.table({"a": ROWS["a"]}) == []
+
+
+def test_a_table_of_one_against_the_others():
+    lines = paired.table(ROWS, main="c")
+    assert [(line["second"], line["metric"]) for line in lines] == [
+        ("a", "rouge"), ("a", "probability"), ("b", "rouge"),
+    ]  # fmt: skip
+    assert {line["first"] for line in lines} == {"c"}
+    assert lines[0]["value"] == -paired.table(ROWS)[1]["value"]
