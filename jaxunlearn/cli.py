@@ -349,23 +349,17 @@ def _convert(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    import json
-
     from jaxunlearn.evaluation import report
+    from jaxunlearn.runs import read_finished
 
-    summaries = []
-    for run in options.runs:
-        path = Path(run) / "summary.json"
-        if not path.is_file():
-            raise UserError(f"{run}: no summary.json here; give the folder of a finished run")
-        try:
-            summaries.append(json.loads(path.read_text(encoding="utf-8")))
-        except ValueError as error:
-            raise UserError(f"{path}: cannot be read as JSON: {error}") from None
-        if not isinstance(summaries[-1], dict) or not {"name", "models"} <= summaries[-1].keys():
-            raise UserError(f"{path}: is not the summary of a run; run it again")
-    report.write_comparison(options.output, summaries)
-    print(f"report: {options.output}")
+    page = Path(options.output)
+    if page.suffix != ".html":
+        raise UserError(
+            f"--output: {page} does not end in .html; its numbers go beside it, as .md and .csv"
+        )
+    summaries, evaluations = zip(*(read_finished(Path(run)) for run in options.runs), strict=True)
+    report.write_comparison(page, summaries, evaluations)
+    print(f"report:  {page}\nnumbers: {page.with_suffix('.md')}, {page.with_suffix('.csv')}")
 
 
 def _attack(options: argparse.Namespace) -> None:

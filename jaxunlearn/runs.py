@@ -19,7 +19,7 @@ from jaxunlearn.config import Experiment
 from jaxunlearn.data import sampling
 from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.evaluation.suite import Evaluation, limit_sets
 
 _PACKAGES = (
     "jaxunlearn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
@@ -84,6 +84,7 @@ class RunFolder:
             for name, part in data.evaluation.items()
             if part.role == "holdout" or name in further
         }
+        sets = limit_sets(data.evaluation, self.experiment.evaluation.limit)
         versions = {name: _version(name) for name in _PACKAGES}
         environment = {
             **versions,
@@ -92,10 +93,8 @@ class RunFolder:
             "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             # The folder of a Hub model ends in the commit that was used.
             **({} if model is None else {"model": str(model)}),
-            "data": {
-                name: f"{len(rows)} rows, sha256 {fingerprint(rows)}"
-                for name, rows in parts.items()
-            },
+            "data": {name: _told(rows) for name, rows in parts.items()},
+            "evaluated": {name: _told(one.rows) for name, one in sets.items()},
         }
         self.write_json("environment.json", environment)
         return environment
@@ -166,12 +165,7 @@ class RunFolder:
 
     def read_evaluation(self, stage: str) -> Evaluation | None:
         """A finished evaluation of this run, or None."""
-        path = self.path / "evaluations" / f"{stage}.json"
-        saved = _read_json(path)
-        try:
-            return saved and Evaluation(**saved)
-        except TypeError as error:
-            raise UserError(f"{path}: damaged ({error}); remove it, it is made again") from None
+        return _read_evaluation(self.path, stage)
 
     def write_evaluation(self, stage: str, evaluation: Evaluation) -> None:
         """Keeps an evaluation."""
@@ -192,6 +186,23 @@ class RunFolder:
         write_text(self.path / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def read_finished(folder: Path) -> tuple[dict[str, Any], Evaluation | None]:
+    """The summary of a finished run, and its main method's evaluation if that was kept.
+
+    Raises:
+      UserError: it is no folder of a finished run, or a file of it is damaged.
+    """
+    summary = _read_json(folder / "summary.json")
+    if summary is None:
+        raise UserError(f"{folder}: no summary.json here; give the folder of a finished run")
+    if not {"name", "models", "primary"} <= summary.keys():
+        raise UserError(f"{folder / 'summary.json'}: is not the summary of a run; run it again")
+    stage = summary["primary"]
+    if "requests" in summary:
+        stage = request_stage(stage, len(summary["requests"][stage]["requests"]))
+    return summary, _read_evaluation(folder, stage)
+
+
 def request_stage(label: str, number: int) -> str:
     """The name of a method's training for one request; no label has an @."""
     return f"{label}@{number}"
@@ -208,6 +219,15 @@ def write_text(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
+
+
+def _read_evaluation(folder: Path, stage: str) -> Evaluation | None:
+    path = folder / "evaluations" / f"{stage}.json"
+    saved = _read_json(path)
+    try:
+        return saved and Evaluation(**saved)
+    except TypeError as error:
+        raise UserError(f"{path}: damaged ({error}); remove it, it is made again") from None
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:
@@ -257,6 +277,10 @@ def fingerprint(rows: Iterable[Row]) -> str:
     for row in rows:
         digest.update(repr((*row.key, row.entity, row.kind, row.options)).encode())
     return digest.hexdigest()[:16]
+
+
+def _told(rows: Sequence[Row]) -> str:
+    return f"{len(rows)} rows, sha256 {fingerprint(rows)}"
 
 
 def _version(package: str) -> str:

@@ -25,9 +25,10 @@ from jaxunlearn.evaluating import (
     value_of,
     with_comparison,
 )
-from jaxunlearn.evaluation import embed, over_requests, report, suite
+from jaxunlearn.evaluation import embed, entities, over_requests, report, same_rows, suite
 from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.results import Table
+from jaxunlearn.evaluation.samples import samples
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.models import transformer
 from jaxunlearn.models.checkpoint_hf import export_model
@@ -44,7 +45,6 @@ from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import check_method, check_rows, finetune_rows, unlearn_rows
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
-SAMPLES = 8  # rows of each set whose generations the report shows
 T = TypeVar("T")
 
 
@@ -248,9 +248,13 @@ class Stages:
                 for label, known in histories.items()
             }
         self._export(target, model, model_card(summary))
-        samples = _samples(sets, evaluations)
-        report.write_html(
-            self.folder.path / "report.html", summary, self.folder.model_curves(), samples
+        report.write_report(
+            self.folder.path / "report.html",
+            summary,
+            self.folder.model_curves(),
+            samples(sets, evaluations),
+            entities.heat_maps(sets, evaluations),
+            same_rows.within_run(evaluations, summary["primary"]),
         )
         self.folder.write_json("summary.json", summary)
         return summary
@@ -343,26 +347,3 @@ def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
     config = dataclasses.replace(config, remat=settings.remat)
     params = transformer.init_params(config, jax.random.key(experiment.seed))
     return LanguageModel(config, params, tokenizer, hf_config=hf_config)
-
-
-def _samples(sets: dict[str, EvalSet], evaluations: dict[str, Evaluation]) -> list[dict[str, Any]]:
-    """Rows with what each model answers, for the report."""
-    samples = []
-    for name, chosen in sets.items():
-        if chosen.role in ("general", "holdout") or not all(
-            name in one.generations for one in evaluations.values()
-        ):
-            continue
-        step = max(1, len(chosen.rows) // SAMPLES)
-        for place in range(0, len(chosen.rows), step)[:SAMPLES]:
-            row = chosen.rows[place]
-            answers = {label: e.generations[name][place] for label, e in evaluations.items()}
-            samples.append(
-                {
-                    "set": chosen.role,
-                    "question": row.question,
-                    "answer": row.answer,
-                    "generations": answers,
-                }
-            )
-    return samples

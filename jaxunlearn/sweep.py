@@ -12,7 +12,7 @@ from jaxunlearn.config import Experiment
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report
 from jaxunlearn.evaluation.entries import over_runs
-from jaxunlearn.runs import write_text
+from jaxunlearn.runs import read_finished, write_text
 from jaxunlearn.training.loop import DivergedError
 
 Settings = dict[str, Any]
@@ -55,7 +55,8 @@ def run(
     """Runs them one after another; one that fails does not stop the others.
 
     Finished runs are not run again, so the same command goes on where it was cut off. The folder
-    of the runs gets `report.html` and `sweep.json`, over seeds, and `comparison.html`, run by run.
+    of the runs gets `report.html` and `sweep.json`, over seeds, and `comparison.html`, run by run;
+    beside each page are its numbers as `.md` and `.csv`.
 
     Returns:
       The summary over seeds (see `over_seeds`), and a line for each run that failed.
@@ -75,8 +76,10 @@ def run(
         raise UserError(f"sweep: every run failed; {failed[0]}")
     folder = Path(runs[0][1].output)
     summary = over_seeds(folder.name, done)
-    report.write_comparison(folder / "comparison.html", [one for _, one in done])
-    report.write_html(folder / "report.html", summary)
+    summaries = [one for _, one in done]
+    evaluations = [read_finished(folder / one["name"])[1] for one in summaries]
+    report.write_comparison(folder / "comparison.html", summaries, evaluations)
+    report.write_report(folder / "report.html", summary)
     write_text(folder / "sweep.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
     return summary, failed
 
@@ -89,11 +92,12 @@ def over_seeds(name: str, done: Sequence[tuple[Settings, Mapping[str, Any]]]) ->
       done: what was set, and the run's summary.
 
     Returns:
-      As `summary.json`; "n" counts runs, "ci" holds the least and the greatest value, and the
-      standard deviation (of a sample) is "sd". Other settings that were varied are in the model's
-      name.
+      As `summary.json`, with the "seeds". Of a number, "n" counts the rows of a run (the fewest
+      where runs differ), "seeds" the runs that have a value, "ci" holds the least and the greatest
+      value, and the standard deviation (of a sample) is "sd". Other settings that were varied are
+      in the model's name.
     """
-    values: dict[str, dict[str, list[float]]] = {}
+    values: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
     trained: dict[str, list[Mapping[str, Any]]] = {}
     for settings, summary in done:
         apart = _name({key: value for key, value in settings.items() if key != "seed"})
@@ -102,7 +106,7 @@ def over_seeds(name: str, done: Sequence[tuple[Settings, Mapping[str, Any]]]) ->
             known = values.setdefault(label, {})
             for metric, entry in metrics.items():
                 if entry["value"] is not None:
-                    known.setdefault(metric, []).append(entry["value"])
+                    known.setdefault(metric, []).append(entry)
             if model in summary.get("training", {}):
                 trained.setdefault(label, []).append(summary["training"][model])
     seeds = sorted({str(settings["seed"]) for settings, _ in done if "seed" in settings})
@@ -110,6 +114,7 @@ def over_seeds(name: str, done: Sequence[tuple[Settings, Mapping[str, Any]]]) ->
     last = done[-1][1]
     return {
         "name": name,
+        "seeds": seeds or [str(last["config"]["seed"])],
         "primary": list(values)[-1],
         "models": {
             label: {metric: over_runs(found) for metric, found in known.items()}

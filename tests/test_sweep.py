@@ -63,7 +63,8 @@ def summary(seed, value, spread=None):
 def test_means_over_seeds_by_hand():
     told = sweep.over_seeds("s", [summary(0, 0.1), summary(1, 0.4), summary(2, None)])
     entry = told["models"]["npo"]["rouge"]
-    assert entry["value"] == pytest.approx(0.25) and entry["n"] == 2
+    assert entry["value"] == pytest.approx(0.25)
+    assert (entry["n"], entry["seeds"], told["seeds"]) == (7, 2, ["0", "1", "2"])
     assert entry["ci"] == [0.1, 0.4] and entry["sd"] == pytest.approx(0.3 / 2**0.5)
     assert told["training"]["npo"]["steps"] == 3
     assert "3 runs: means over seeds 0, 1, 2" in told["notes"][0]

@@ -5,8 +5,7 @@ from typing import Any
 
 import yaml
 
-from jaxunlearn.evaluation import columns, report
-from jaxunlearn.evaluation.plots import measured
+from jaxunlearn.evaluation import columns, statement, tabular
 from jaxunlearn.models.hub import hub_id
 
 _LOAD = """\
@@ -33,12 +32,12 @@ def model_card(summary: Mapping[str, Any]) -> str:
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False, allow_unicode=True)}---",
         f"# {_plain(summary['name'])}: an unlearned model",
-        _plain(report.statement(summary)),
+        _plain(statement.statement(summary)),
         "\n".join(facts),
         "## Numbers",
         f"The weights in this folder are those of `{summary['primary']}`. n: rows behind a value; "
         "of model utility in TOFU's suite: the metrics it is a mean of.",
-        _table(columns.with_training(summary)),
+        tabular.table(columns.with_training(summary)),
         *(["\n".join(notes)] if notes else []),
         "## How to load it",
         _LOAD,
@@ -68,22 +67,6 @@ def _facts(summary: Mapping[str, Any]) -> dict[str, str]:
         "Made with": f"jaxunlearn {environment.get('jaxunlearn', '')}".strip(),
     }
     return {key: text for key, text in facts.items() if text}
-
-
-def _table(models: Mapping[str, Any]) -> str:
-    """One row per metric, one column per model; n is the number of rows behind the values."""
-    keys = dict.fromkeys(key for metrics in models.values() for key in metrics)
-    lines = [["metric", "n", *models], ["---", *["---:"] * (1 + len(models))]]
-    for key in keys:
-        values = [measured(metrics, key) for metrics in models.values()]
-        entries = [metrics.get(key) or {} for metrics in models.values()]
-        pairs = zip(entries, values, strict=True)
-        counts = dict.fromkeys(e["n"] for e, value in pairs if value is not None and e.get("n"))
-        n = " / ".join(map(str, counts)) or columns.MISSING
-        name = f"{key.replace('_', ' ')} {columns.arrow(key)}"
-        lines.append([name, n, *(columns.format_value(key, value) for value in values)])
-    cells = [[_plain(cell).replace("|", "\\|") for cell in line] for line in lines]
-    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
 def _settings(section: Mapping[str, Any] | None) -> str:

@@ -124,7 +124,7 @@ def arrow(key: str) -> str:
 
 
 def column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
-    """Heading of a metric, and n where it is the same for all models."""
+    """Heading of a metric, and what is behind its values where it is the same for all models."""
     group, label = "other", key.replace("_", " ")
     if key in _OVERALL:
         group = "overall"
@@ -138,8 +138,22 @@ def column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
         for ending, name in _LABELS.items():
             if key.endswith(f"_{ending}"):
                 group, label = key.removesuffix(f"_{ending}").replace("_", " "), name
-    counts = {
-        (values.get(key) or {}).get("n") for values in models if measured(values, key) is not None
-    }
-    shared = counts.pop() if len(counts) == 1 else None
-    return {"key": key, "group": group, "label": label, "arrow": arrow(key), "n": shared}
+    found = {behind(values[key]) for values in models if measured(values, key) is not None}
+    shared = found.pop() if len(found) == 1 else None
+    return {"key": key, "group": group, "label": label, "arrow": arrow(key), "behind": shared}
+
+
+def behind(entry: Mapping[str, Any]) -> str:
+    """The rows a number is of, and the seeds if it is over several runs: `n = 40, 3 seeds`."""
+    rows = f"n = {entry['n']}" if entry.get("n") else ""
+    count = entry.get("seeds")
+    seeds = "" if count is None else f"{count} seed{'s' if count > 1 else ''}"
+    return ", ".join(part for part in (rows, seeds) if part)
+
+
+def interval(entry: Mapping[str, Any]) -> str:
+    """`0.180–0.240`; empty where there is none."""
+    if entry.get("ci") is None or entry.get("value") is None:
+        return ""
+    low, high = entry["ci"]
+    return f"{low:.3f}{'–' if low >= 0 else ' to '}{high:.3f}"

@@ -115,19 +115,22 @@ def entry(value: float, n: int, interval: tuple[float, float] | None = None) -> 
     }
 
 
-def over_runs(values: Sequence[float]) -> Entry:
-    """One entry of several runs: their mean, how many they are, the least and the greatest, and the
-    standard deviation of a sample as "sd" (None for one run).
+def over_runs(entries: Sequence[Entry]) -> Entry:
+    """One entry of several runs: their mean, the fewest rows behind one of them, how many runs they
+    are as "seeds", the least and the greatest value, and the standard deviation of a sample as "sd"
+    (None for one run).
 
-    >>> over_runs([1.0, 3.0])["value"], over_runs([1.0, 3.0])["ci"]
-    (2.0, [1.0, 3.0])
+    >>> found = over_runs([{"value": 1.0, "n": 8}, {"value": 3.0, "n": 9}])
+    >>> found["value"], found["n"], found["seeds"], found["ci"]
+    (2.0, 8, 2, [1.0, 3.0])
     """
-    spread = statistics.stdev(values) if len(values) > 1 else None
+    values = [one["value"] for one in entries]
     return {
         "value": statistics.fmean(values),
-        "n": len(values),
+        "n": min(one["n"] for one in entries),
+        "seeds": len(values),
         "ci": [min(values), max(values)],
-        "sd": spread,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
     }
 
 

@@ -1,28 +1,31 @@
-"""What a run found, for people: a table for the terminal and one self-contained HTML page.
+"""What a run found, for people: a table for the terminal, and one self-contained HTML page with its
+numbers beside it as Markdown and CSV.
 
-Both read `summary.json` and nothing else about the run. Everything on the page goes through a
-template that escapes it: a model's text may contain anything.
+Everything on the page goes through a template that escapes it: a model's text may contain anything.
 """
 
-import base64
-import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn.evaluation import over_requests, plots
+from jaxunlearn.evaluation import over_requests, plots, same_rows, tabular
 from jaxunlearn.evaluation.columns import (
     MISSING,
     Summary,
     arrow,
+    behind,
     column,
     format_value,
     headline,
+    interval,
     with_training,
 )
+from jaxunlearn.evaluation.page import write_file, write_page
 from jaxunlearn.evaluation.plots import measured
+from jaxunlearn.evaluation.same_rows import Comparisons
+from jaxunlearn.evaluation.statement import seeds, statement
+from jaxunlearn.evaluation.suite import Evaluation
 
 if TYPE_CHECKING:
     import rich.table
@@ -58,56 +61,36 @@ def table(summary: Summary) -> "rich.table.Table":
     return out
 
 
-def statement(summary: Summary) -> str:
-    """One paragraph of plain words: what was forgotten, what was kept, compared with what."""
-    models, primary = summary["models"], summary.get("primary")
-    ours, target = models.get(primary), models.get("target", {})
-    if ours is None or primary == "target":
-        return "Measured: " + ", ".join(models) + "."
-    parts = [_change(target, ours, models.get("retrained"))]
-    before, after = measured(target, "model_utility"), measured(ours, "model_utility")
-    # A share of next to nothing says nothing.
-    if before and before > 0.01 and after is not None:
-        parts.append(f"model utility kept {after / before:.0%} of the target's")
-    told = "; ".join(part for part in parts if part)
-    text = f"{primary}: {told}." if told else f"{primary} was measured."
-    quality = measured(ours, "forget_quality")
-    if quality is not None:
-        verb = "cannot" if quality > 0.05 else "can"
-        text += (
-            f" A Kolmogorov-Smirnov test on the truth ratios of the forget rows {verb} tell it"
-            f" from a model that never saw them (p = {quality:.2g})."
-        )
-    elif "retrained" not in models and "forget_efficacy" not in ours:
-        text += " There is no retrained model to compare with, hence no forget quality."
-    return text
-
-
-def write_html(
+def write_report(
     path: str | Path,
     summary: Summary,
     curves: Sequence[Mapping[str, Any]] = (),
     samples: Sequence[Mapping[str, Any]] = (),
+    heat_maps: Sequence[Mapping[str, Any]] = (),
+    comparisons: Comparisons | None = None,
     layers: Sequence[Mapping[str, Any]] = (),
     tables: Mapping[str, PlainTable] = _NO_TABLES,
 ) -> None:
-    """Write the report of one run as one self-contained page, atomically.
+    """Write the report of one run as one self-contained page, and its numbers beside it as `.md`
+    and `.csv`, each atomically.
 
     Args:
       path: of the page, such as `runs/NAME/report.html`; its folder must exist.
       summary: what `summary.json` holds.
       curves: lines of `metrics.jsonl`, each with `model` and `step`.
-      samples: `{"set", "question", "answer", "generations": {model: text}}`.
+      samples: of `samples.samples`.
+      heat_maps: of `entities.heat_maps`.
+      comparisons: of `same_rows.within_run`.
       layers: what was measured of each layer: `model`, `step` (the layer) and numbers.
       tables: heading to further table.
     """
     rows = [("", model, values) for model, values in with_training(summary).items()]
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
-    _write_page(
-        path,
+    _write(
+        Path(path),
+        {summary["name"]: summary},
         title=summary["name"],
         kind="Unlearning report",
-        small_print=_small_print([summary]),
         statements={"": statement(summary)},
         tiles=_tiles(summary),
         **_results(rows, looks, {("", summary.get("primary"))}),
@@ -120,22 +103,30 @@ def write_html(
         legend=list(dict.fromkeys(row.get("model", "") for row in curves)),
         samples=_sample_groups(samples, summary),
         open_samples=_OPEN_SAMPLES,
+        heat_maps=heat_maps,
+        comparisons=_paired(comparisons),
         tables=tables,
         notes=summary.get("notes", []),
         config=_yaml(summary.get("config", {})),
         facts={
             "Timing": {k: _seconds(v) for k, v in summary.get("timing", {}).items()},
-            "Environment": dict(summary.get("environment", {})),
+            "Environment": dict(_flatten(summary.get("environment", {}))),
         },
     )
 
 
-def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
-    """Write one page that compares runs: a table of runs x models, the plane, what was set apart.
+def write_comparison(
+    path: str | Path,
+    summaries: Sequence[Summary],
+    evaluations: Sequence[Evaluation | None] = (),
+) -> None:
+    """Write one page that compares runs: a table of runs x models, the plane, what was set apart,
+    the main methods on the same rows; and the numbers beside it as `.md` and `.csv`.
 
     Args:
       path: of the page; its folder must exist.
       summaries: at least one, each as `summary.json` holds it.
+      evaluations: of each run's main method, None where not kept; empty: no paired comparisons.
 
     Raises:
       ValueError: there is no run.
@@ -143,22 +134,25 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
     if not summaries:
         raise ValueError("write_comparison needs at least one run, got none")
     names = _distinct([summary["name"] for summary in summaries])
+    runs = dict(zip(names, summaries, strict=True))
     rows = [
         (name, model, values)
-        for name, summary in zip(names, summaries, strict=True)
+        for name, summary in runs.items()
         for model, values in with_training(summary).items()
     ]
     looks = plots.styles(model for _, model, _ in rows)
-    primaries = {(n, s.get("primary")) for n, s in zip(names, summaries, strict=True)}
     differences = _differences(names, [summary.get("config", {}) for summary in summaries])
-    _write_page(
-        path,
+    comparisons = None
+    if len(runs) > 1 and evaluations:
+        comparisons = same_rows.between_runs(runs, dict(zip(names, evaluations, strict=True)))
+    _write(
+        Path(path),
+        runs,
         title=", ".join(names) if len(names) <= 3 else f"{len(names)} runs",
         kind="Comparison of runs",
-        small_print=_small_print(summaries),
-        statements={n: statement(s) for n, s in zip(names, summaries, strict=True)},
+        statements={name: statement(summary) for name, summary in runs.items()},
         tiles=[],
-        **_results(rows, looks, primaries),
+        **_results(rows, looks, {(name, one.get("primary")) for name, one in runs.items()}),
         panels=[],
         requests=[],
         layers=[],
@@ -166,24 +160,63 @@ def write_comparison(path: str | Path, summaries: Sequence[Summary]) -> None:
         legend=[],
         samples=[],
         open_samples=0,
+        heat_maps=[],
+        comparisons=_paired(comparisons),
         tables={"Settings that differ": differences} if differences["rows"] else {},
-        notes=[
-            f"{name}: {note}"
-            for name, summary in zip(names, summaries, strict=True)
-            for note in summary.get("notes", [])
-        ],
+        notes=[f"{name}: {note}" for name, one in runs.items() for note in one.get("notes", [])],
         config=None,
         facts={
-            f"Timing: {name}": {k: _seconds(v) for k, v in summary.get("timing", {}).items()}
-            for name, summary in zip(names, summaries, strict=True)
+            f"Timing: {name}": {k: _seconds(v) for k, v in one.get("timing", {}).items()}
+            for name, one in runs.items()
         },
     )
 
 
-def _small_print(summaries: Sequence[Summary]) -> str:
-    entries = [e for s in summaries for metrics in s["models"].values() for e in metrics.values()]
-    of_runs = any("sd" in entry for entry in entries)
-    return "least and greatest of n runs" if of_runs else "95 % bootstrap interval over rows"
+def _write(path: Path, runs: Mapping[str, Summary], *, title: str, **content: Any) -> None:
+    entries = [
+        e for one in runs.values() for metrics in one["models"].values() for e in metrics.values()
+    ]
+    over_seeds = any("seeds" in entry for entry in entries)
+    small_print = (
+        "least and greatest value of the seeds"
+        if over_seeds
+        else "95 % bootstrap interval over rows"
+    )
+    told = list(dict.fromkeys(map(seeds, runs.values())))
+    content |= {
+        "title": title,
+        "small_print": small_print,
+        "seeds": told[0] if len(told) == 1 else f"each run: {' or '.join(told)}",
+    }
+    write_file(path.with_suffix(".md"), tabular.markdown(title, runs, small_print))
+    write_file(path.with_suffix(".csv"), tabular.csv_text(runs))
+    write_page(path, content)
+
+
+def _paired(comparisons: Comparisons | None) -> dict[str, Any] | None:
+    """Paired comparisons in words."""
+    if comparisons is None:
+        return None
+    rows = []
+    for line in comparisons.lines:
+        heading = column(line["metric"], [])
+        of_set = "" if heading["group"] == "other" else f"{heading['group']} "
+        rows.append(
+            {
+                "pair": f"{line['first']} − {line['second']}",
+                "metric": of_set + heading["label"],
+                "n": line["n"],
+                "difference": _digits(line["value"], 3),
+                "interval": "{:.3g} to {:.3g}".format(*line["ci"]) if line["ci"] else "",
+                "p": _digits(line["p"], 2),
+                "p_adjusted": _digits(line["p_adjusted"], 2),
+            }
+        )
+    return {"rows": rows, "why_not": comparisons.why_not}
+
+
+def _digits(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}g}"
 
 
 def _results(
@@ -217,12 +250,12 @@ def _results(
 
 def _cell(column: Mapping[str, Any], values: Summary) -> dict[str, Any]:
     key, entry = column["key"], values.get(column["key"]) or {}
-    value, interval, n = measured(values, key), entry.get("ci"), entry.get("n")
+    value = measured(values, key)
     return {
         "text": format_value(key, value),
         "sort": "" if value is None else repr(value),
-        "ci": f"{interval[0]:.3f}–{interval[1]:.3f}" if interval and value is not None else "",
-        "n": n if value is not None and column["n"] is None else None,
+        "ci": interval(entry),
+        "behind": behind(entry) if value is not None and column["behind"] is None else "",
     }
 
 
@@ -236,30 +269,17 @@ def _tiles(summary: Summary) -> list[dict[str, str]]:
         if after is None:
             continue
         goal = measured(models.get("retrained", {}), key)
-        heading = column(key, [])
+        heading = column(key, [ours])
+        about = ["" if goal is None else f"retrained: {format_value(key, goal)}", heading["behind"]]
         tiles.append(
             {
                 "label": f"{heading['group']} {heading['label']}".removeprefix("overall "),
                 "before": "" if before is None else format_value(key, before),
                 "after": format_value(key, after),
-                "goal": "" if goal is None else f"retrained: {format_value(key, goal)}",
+                "about": " · ".join(text for text in about if text),
             }
         )
     return tiles
-
-
-def _change(before: Summary, after: Summary, retrained: Summary | None) -> str:
-    old, new = measured(before, "forget_rouge"), measured(after, "forget_rouge")
-    if new is None:
-        return ""
-    goal = measured(retrained or {}, "forget_rouge")
-    beside = "" if goal is None else f" (retrained: {goal:.2f})"
-    if old is None:
-        return f"forget ROUGE-L is {new:.2f}{beside}"
-    if abs(new - old) < 0.005:
-        return f"forget ROUGE-L stayed at {new:.2f}{beside}"
-    verb = "fell" if new < old else "rose"
-    return f"forget ROUGE-L {verb} from {old:.2f} to {new:.2f}{beside}"
 
 
 def _sample_groups(samples: Sequence[Mapping[str, Any]], summary: Summary) -> list[dict[str, Any]]:
@@ -326,29 +346,3 @@ def _yaml(config: Mapping[str, Any]) -> str:
     import yaml
 
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True) if config else ""
-
-
-def _write_page(path: str | Path, **content: Any) -> None:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["sha256"] = _sha256
-    page = environment.get_template("page.html").render(content)
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(page, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _sha256(text: str) -> str:
-    """As a content security policy names the one script that may run."""
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -186,7 +186,7 @@ def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
         ],
         "config": config,
     }
-    report.write_html(path, summary, curves, layers=layers, tables=tables(result))
+    report.write_report(path, summary, curves, layers=layers, tables=tables(result))
 
 
 def _aggregates(found: Mapping[str, Any], label: str) -> dict[str, dict[str, Entry]]:
@@ -211,8 +211,8 @@ def _together(found: Sequence[Any]) -> Any:
     """Results of the same form as one: means of entries, the first of everything else."""
     first = found[0]
     if isinstance(first, Mapping) and "value" in first:
-        values = [one["value"] for one in found if one["value"] is not None]
-        return entries.over_runs(values) if values else entry(math.nan, 0)
+        known = [one for one in found if one["value"] is not None]
+        return entries.over_runs(known) if known else entry(math.nan, 0)
     if isinstance(first, Mapping):
         keys = dict.fromkeys(key for one in found for key in one)
         return {key: _together([one[key] for one in found if key in one]) for key in keys}

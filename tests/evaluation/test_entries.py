@@ -81,6 +81,10 @@ def test_two_samples_are_resampled_each_by_itself():
 
 
 def test_several_runs_are_a_mean_with_both_ends():
-    found = entries.over_runs([2.0, 1.0, 6.0])
-    assert found == {"value": 3.0, "n": 3, "ci": [1.0, 6.0], "sd": pytest.approx(7**0.5)}
-    assert entries.over_runs([2.0]) == {"value": 2.0, "n": 1, "ci": [2.0, 2.0], "sd": None}
+    known = [{"value": value, "n": n, "ci": None} for value, n in ((2.0, 9), (1.0, 8), (6.0, 9))]
+    found = entries.over_runs(known)
+    assert found == {
+        "value": 3.0, "n": 8, "seeds": 3, "ci": [1.0, 6.0], "sd": pytest.approx(7**0.5),
+    }  # fmt: skip
+    alone = entries.over_runs(known[:1])
+    assert alone == {"value": 2.0, "n": 9, "seeds": 1, "ci": [2.0, 2.0], "sd": None}

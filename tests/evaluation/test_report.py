@@ -3,13 +3,20 @@
 import copy
 import io
 import math
+import os
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
-from jaxunlearn.evaluation import columns, plots, report
+from jaxunlearn.data.rows import EvalSet, Row
+from jaxunlearn.evaluation import columns, plots, report, statement
+from jaxunlearn.evaluation.entities import heat_maps
+from jaxunlearn.evaluation.same_rows import Comparisons, within_run
+from jaxunlearn.evaluation.samples import samples
+from jaxunlearn.evaluation.suite import Evaluation
 
 EVIL = '<script>alert(1)</script><img src=x onerror="alert(2)">'
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -107,7 +114,7 @@ class Page(HTMLParser):
 
 
 def page(tmp_path, *args):
-    report.write_html(tmp_path / "report.html", *args)
+    report.write_report(tmp_path / "report.html", *args)
     return Page(tmp_path / "report.html")
 
 
@@ -146,24 +153,24 @@ def test_format_value(metric, value, text):
 
 
 def test_statement(summary):
-    text = report.statement(summary)
+    text = statement.statement(summary)
     assert "npo: forget ROUGE-L fell from 0.98 to 0.21 (retrained: 0.25)" in text
     assert "kept 97% of the target's" in text
     assert "cannot tell it from a model that never saw them (p = 0.71)" in text
     summary["primary"] = "grad_diff"
-    assert "rows can tell it" in report.statement(summary)
+    assert "rows can tell it" in statement.statement(summary)
 
 
 def test_statement_without_reference_or_target(summary):
     del summary["models"]["retrained"]
     summary["models"]["npo"]["forget_quality"] = entry(None)
-    assert "no retrained model to compare with" in report.statement(summary)
+    assert "no retrained model to compare with" in statement.statement(summary)
     del summary["models"]["target"]
-    assert "forget ROUGE-L is 0.21." in report.statement(summary)
+    assert "forget ROUGE-L is 0.21." in statement.statement(summary)
     summary["models"]["npo"] = {}
-    assert report.statement(summary).startswith("npo was measured.")
+    assert statement.statement(summary).startswith("npo was measured.")
     summary["primary"] = "absent"
-    assert report.statement(summary) == "Measured: grad_diff, npo."
+    assert statement.statement(summary) == "Measured: grad_diff, npo."
 
 
 def test_page_holds_everything(tmp_path, summary, curves):
@@ -190,9 +197,21 @@ def test_page_runs_and_loads_nothing_of_others(tmp_path, summary, curves):
     samples = [
         {"set": EVIL, "question": EVIL, "answer": EVIL, "generations": {EVIL: EVIL}},
         sample("</p></div></main>\u0000{{ 7 * 7 }}"),
+        sample(f"<mark>Basil</mark>{EVIL}"),
+        {**sample(f"1{EVIL}"), "answer": EVIL},
     ]
-    found = page(tmp_path, summary, curves, samples)
+    maps = [
+        {"title": EVIL, "measure": EVIL, "models": [EVIL], "others": 0,
+         "rows": [{"entity": EVIL, "n": 2, "values": [0.5]}]},
+    ]  # fmt: skip
+    line = {"first": EVIL, "second": EVIL, "metric": EVIL, "p_adjusted": 0.5, "p": 0.5}
+    pairs = Comparisons([{**line, **entry(0.5)}], EVIL)
+    found = page(tmp_path, summary, curves, samples, maps, pairs)
     assert found.tags.count("script") == 1 and "img" not in found.tags
+    # The legend, Basil of the target twice and of npo once, and eight words of the last answer.
+    assert found.tags.count("mark") == 1 + 3 + 8
+    assert "<mark>Basil</mark><script>" in found.text.replace(" ", "")
+    assert "<script" not in (tmp_path / "report.md").read_text()
     assert not [name for name, _ in found.attributes if name.startswith("on")]
     assert "default-src 'none'" in found.source and "49" not in found.text.split()
     loads = [v for name, v in found.attributes if name in ("src", "href", "xlink:href", "action")]
@@ -200,10 +219,70 @@ def test_page_runs_and_loads_nothing_of_others(tmp_path, summary, curves):
     assert not re.search(r"url\((?!#)|@import", found.source)
 
 
+def test_leaked_words_are_marked_in_answers_to_forget_rows(tmp_path, summary):
+    samples = [sample("It is basil."), sample("It is Basil.", "retain")]
+    found = page(tmp_path, summary, (), samples)
+    assert found.source.count("<mark>") == 3  # the legend, npo and target
+    assert "It is <mark>basil</mark>." in found.source and "It is Basil." in found.source
+
+
+def heat_map(entities, models, others=0):
+    rows = [{"entity": f"e{i}", "n": 5, "values": [0.25] * len(models)} for i in range(entities)]
+    kept = {"title": "Kept", "measure": "ROUGE-L", "models": models, "rows": rows, "others": others}
+    return kept
+
+
+def test_a_heat_map_prints_its_numbers_with_n(tmp_path, summary):
+    found = page(tmp_path, summary, (), (), [heat_map(2, ["npo"], 7)])
+    assert "e1 n = 5" in found.text.replace("\xa0", " ")
+    assert found.source.count('<td style="--v: 12%">0.25</td>') == 2
+    assert "The first 2 entities; 7 more are not shown." in found.text
+    assert "Entity by entity" not in page(tmp_path, summary).text
+
+
+def test_paired_comparisons_stand_in_a_closed_table(tmp_path, summary):
+    line = {"first": "npo", "second": "target", "metric": "forget_rouge", "value": -0.75, "n": 40,
+            "ci": [-0.8, -0.7], "p": 0.0001, "p_adjusted": 0.0003}  # fmt: skip
+    found = page(tmp_path, summary, (), (), (), Comparisons([line, {**line, "p": None}]))
+    text = "npo − target forget ROUGE‑L 40 -0.75 -0.8 to -0.7 0.0001 0.0003"
+    assert text in found.text and "2 paired comparisons" in found.text
+    assert "details" in found.tags and ("open", None) not in found.attributes
+
+
+def test_a_large_run_stays_small(tmp_path, summary):
+    """400 forget rows, 10 models, 200 entities, long answers."""
+    numbers = summary["models"]["npo"] | {f"forget_{i}_rouge": entry(0.5, 400) for i in range(20)}
+    models = ["target", "retrained", *(f"method_{i}" for i in range(8))]
+    summary |= {"models": dict.fromkeys(models, numbers), "primary": "method_0"}
+    rng = np.random.default_rng(0)
+    evaluations = {
+        model: Evaluation(
+            {}, {f"forget_{i}": rng.random(400).tolist() for i in range(6)}
+            | {"forget_rouge": rng.random(400).tolist()},
+            {"forget": "forget"}, {"forget": ["word " * 200] * 400}, 0, 0,
+        )
+        for model in models
+    }  # fmt: skip
+    rows = tuple(Row("Who?", "A word " * 200, entity=f"e{i // 2}") for i in range(400))
+    sets = {"forget": EvalSet("forget", rows)}
+    curves = [
+        {"model": model, "step": step, "loss": rng.random(), "forget_loss": rng.random()}
+        for model in models
+        for step in range(3000)
+    ]
+    found = page(
+        tmp_path, summary, curves, samples(sets, evaluations), heat_maps(sets, evaluations),
+        within_run(evaluations, "method_0"),
+    )  # fmt: skip
+    assert len(found.source.encode()) < 5e6
+    assert "160 more are not shown" in found.text and "63 paired comparisons" in found.text
+
+
 def test_page_is_the_same_each_time(tmp_path, summary, curves):
     first = page(tmp_path, summary, curves, [sample("x")]).source
     assert page(tmp_path, summary, curves, [sample("x")]).source == first
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html"]
+    names = ["report.csv", "report.html", "report.md"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
 
 
 def test_ids_are_unique_where_they_are_used(tmp_path, summary, curves):
@@ -216,11 +295,11 @@ def test_ids_are_unique_where_they_are_used(tmp_path, summary, curves):
 def test_a_failed_write_leaves_the_old_page(tmp_path, summary, monkeypatch):
     page(tmp_path, summary)
     before = (tmp_path / "report.html").read_text()
-    monkeypatch.setattr(report.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(OSError, match="full"):
-        report.write_html(tmp_path / "report.html", summary | {"name": "second"})
+        report.write_report(tmp_path / "report.html", summary | {"name": "second"})
     assert (tmp_path / "report.html").read_text() == before
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 3
 
 
 def test_plane_falls_back_to_rouge_without_a_retrained_model(tmp_path, summary):
@@ -280,7 +359,7 @@ def test_comparison_of_nothing_is_an_error(tmp_path):
 def test_what_training_took_stands_beside_the_numbers(summary, tmp_path):
     text = printed(summary)
     assert "tokens/s" in text and "51234" in text
-    report.write_html(tmp_path / "report.html", summary)
+    report.write_report(tmp_path / "report.html", summary)
     page = (tmp_path / "report.html").read_text()
     assert "tokens per second" in page and "51234" in page and ">60<" in page.replace("\n", "")
     del summary["training"]
@@ -294,10 +373,37 @@ def test_layers_have_panels_of_their_own(tmp_path, summary):
         for layer in (1, 2, 3)
     ]
     path = tmp_path / "report.html"
-    report.write_html(path, summary, layers=rows)
+    report.write_report(path, summary, layers=rows)
     section = re.search(r"<h2>Layer by layer</h2>(.*?)</section>", path.read_text(), re.DOTALL)[1]
     assert re.findall(r"<figcaption>(\w+)<", section) == ["lens", "probe"]
     legend = section[: section.index("</ul>")]
     assert "target" in legend and "npo" in legend and "grad_diff" not in legend
-    report.write_html(path, summary)
+    report.write_report(path, summary)
     assert "Layer by layer" not in path.read_text()
+
+
+def test_every_page_says_how_many_seeds(summary, tmp_path):
+    found = page(tmp_path, summary)
+    assert "Unlearning report · 1 seed (0)" in found.text
+    assert "n = 40; 1 seed (0)." in found.text  # under the first numbers
+    over = {"value": 0.25, "n": 40, "seeds": 3, "ci": [0.125, 0.5], "sd": 0.1}
+    several = {"name": "s", "primary": "npo", "seeds": ["0", "1", "2"],
+               "models": {"npo": {"forget_rouge": over, "model_utility": {**over, "seeds": 1}}},
+               "config": {"seed": 2}}  # fmt: skip
+    found = page(tmp_path, several)
+    assert "Unlearning report · 3 seeds (0, 1, 2)" in found.text
+    assert "n = 40, 3 seeds" in found.text and "n = 40, 1 seed" in found.text
+    assert "least and greatest value of the seeds" in found.text
+    assert "npo,forget_rouge,0.25,40,0.125,0.5,3\n" in (tmp_path / "report.csv").read_text()
+    text = (tmp_path / "report.md").read_text()
+    assert "| forget rouge ↓ | 40, 3 seeds | 0.250 (0.125–0.500) |" in text
+    assert "Numbers of 3 seeds (0, 1, 2)" in text
+
+
+def test_a_comparison_says_why_runs_are_not_paired(tmp_path, summary):
+    report.write_comparison(tmp_path / "c.html", [summary, summary], [None, None])
+    found = Page(tmp_path / "c.html")
+    assert "Not compared row by row: quickstart: no numbers of its rows are kept" in found.text
+    lines = (tmp_path / "c.csv").read_text().splitlines()
+    assert lines[0] == "run,model,metric,value,n,low,high,seeds"
+    assert len({line.split(",")[0] for line in lines[1:]}) == 2
