@@ -191,6 +191,8 @@ def test_report_wants_finished_runs(capsys, tmp_path):
     for text in ("{", "[]", '{"name": "x"}'):
         (tmp_path / "summary.json").write_text(text)
         assert "summary.json" in refused(capsys, "report", tmp_path)
+    message = refused(capsys, "report", tmp_path, "--output", tmp_path / "all.md")
+    assert "all.md does not end in .html" in message
 
 
 @pytest.mark.slow
@@ -212,7 +214,11 @@ def test_a_run_from_start_to_end(capsys, small, tmp_path):
     lines = [json.loads(line) for line in (place / "metrics.jsonl").read_text().splitlines()]
     steps = [line["step"] for line in lines if line["model"] == "npo"]
     assert steps == list(range(1, len(steps) + 1))
-    assert "<script" in (place / "report.html").read_text()
+    page = (place / "report.html").read_text()
+    assert "<script" in page and "Entity by entity" in page and "paired comparisons" in page
+    assert "| forget rouge ↓ |" in (place / "report.md").read_text()
+    numbers = (place / "report.csv").read_text()
+    assert f"small,npo,forget_rouge,{summary['models']['npo']['forget_rouge']['value']}," in numbers
     card = (place / "hf" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name") and "# small: an unlearned model" in card
 
@@ -227,10 +233,12 @@ def test_a_run_from_start_to_end(capsys, small, tmp_path):
     assert status == 0
     numbers = json.loads((tmp_path / "numbers.json").read_text())
     known = summary["models"]["npo"]
-    assert all(abs(numbers[k]["value"] - known[k]["value"]) < 1e-6 for k in numbers)
+    assert all(numbers[k]["value"] == pytest.approx(known[k]["value"], abs=1e-6) for k in numbers)
     page = tmp_path / "comparison.html"
     assert run(capsys, "report", place, place, "--output", page)[0] == 0
-    assert "small" in page.read_text()
+    assert "small (2)" in page.read_text() and "paired comparisons" in page.read_text()
+    assert "small (2),npo," in page.with_suffix(".csv").read_text()
+    assert page.with_suffix(".md").is_file()
     assert run(capsys, "generate", place, "--question", "Who?")[0] == 0
 
 

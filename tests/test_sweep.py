@@ -91,6 +91,8 @@ def test_a_failed_run_does_not_stop_the_others(config, capsys):
     assert "1 of 2 runs failed" in err and "learning_rate-1e30: npo" in err
     folder = config.parent / "runs" / "small"
     assert (folder / "report.html").is_file() and (folder / "comparison.html").is_file()
+    for name in ("report", "comparison"):
+        assert (folder / f"{name}.md").is_file() and (folder / f"{name}.csv").is_file()
     (label,) = [name for name in json.loads((folder / "sweep.json").read_text())["models"]
                 if name.startswith("npo")]  # fmt: skip
     assert label == "npo learning_rate-1e-4"

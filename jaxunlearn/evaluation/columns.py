@@ -19,6 +19,8 @@ _TOOK = {
 }
 _LABELS = {
     "probability": "probability",
+    "truth_probability": "truth probability",
+    "paraphrased_probability": "probability of the paraphrase",
     "rouge": "ROUGE\u2011L",
     "similarity": "similarity",
     "truth_ratio": "truth ratio",
@@ -135,9 +137,10 @@ def column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
     elif key.startswith("training_"):
         group, label = "training", label.removeprefix("training ")
     else:
-        for ending, name in _LABELS.items():
-            if key.endswith(f"_{ending}"):
-                group, label = key.removesuffix(f"_{ending}").replace("_", " "), name
+        endings = [ending for ending in _LABELS if key.endswith(f"_{ending}")]
+        if endings:
+            ending = max(endings, key=len)
+            group, label = key.removesuffix(f"_{ending}").replace("_", " "), _LABELS[ending]
     found = {behind(values[key]) for values in models if measured(values, key) is not None}
     shared = found.pop() if len(found) == 1 else None
     return {"key": key, "group": group, "label": label, "arrow": arrow(key), "behind": shared}

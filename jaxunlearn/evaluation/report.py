@@ -104,7 +104,7 @@ def write_report(
         samples=_sample_groups(samples, summary),
         open_samples=_OPEN_SAMPLES,
         heat_maps=heat_maps,
-        comparisons=_paired(comparisons),
+        comparisons=_paired(comparisons, "the main method with the other models"),
         tables=tables,
         notes=summary.get("notes", []),
         config=_yaml(summary.get("config", {})),
@@ -161,7 +161,7 @@ def write_comparison(
         samples=[],
         open_samples=0,
         heat_maps=[],
-        comparisons=_paired(comparisons),
+        comparisons=_paired(comparisons, "the main methods of the runs"),
         tables={"Settings that differ": differences} if differences["rows"] else {},
         notes=[f"{name}: {note}" for name, one in runs.items() for note in one.get("notes", [])],
         config=None,
@@ -182,29 +182,26 @@ def _write(path: Path, runs: Mapping[str, Summary], *, title: str, **content: An
         if over_seeds
         else "95 % bootstrap interval over rows"
     )
-    told = list(dict.fromkeys(map(seeds, runs.values())))
     content |= {
         "title": title,
         "small_print": small_print,
-        "seeds": told[0] if len(told) == 1 else f"each run: {' or '.join(told)}",
+        "seeds": seeds(*runs.values()) if len(runs) == 1 else f"{len(runs)} runs of 1 seed each",
     }
     write_file(path.with_suffix(".md"), tabular.markdown(title, runs, small_print))
     write_file(path.with_suffix(".csv"), tabular.csv_text(runs))
     write_page(path, content)
 
 
-def _paired(comparisons: Comparisons | None) -> dict[str, Any] | None:
+def _paired(comparisons: Comparisons | None, what: str) -> dict[str, Any] | None:
     """Paired comparisons in words."""
     if comparisons is None:
         return None
     rows = []
     for line in comparisons.lines:
-        heading = column(line["metric"], [])
-        of_set = "" if heading["group"] == "other" else f"{heading['group']} "
         rows.append(
             {
                 "pair": f"{line['first']} − {line['second']}",
-                "metric": of_set + heading["label"],
+                "metric": line["metric"].replace("_", " "),
                 "n": line["n"],
                 "difference": _digits(line["value"], 3),
                 "interval": "{:.3g} to {:.3g}".format(*line["ci"]) if line["ci"] else "",
@@ -212,7 +209,7 @@ def _paired(comparisons: Comparisons | None) -> dict[str, Any] | None:
                 "p_adjusted": _digits(line["p_adjusted"], 2),
             }
         )
-    return {"rows": rows, "why_not": comparisons.why_not}
+    return {"what": what, "rows": rows, "why_not": comparisons.why_not}
 
 
 def _digits(value: float | None, digits: int) -> str:

@@ -14,20 +14,21 @@ SAMPLES = 8
 """Rows of each set that the report shows."""
 _WORD = re.compile(r"\w+")
 _LONG = 4
-# English words that carry no content, whatever their length.
+# English words that carry no content, whatever their length; `doesn` is what \w makes of doesn't.
 _FUNCTION_WORDS = frozenset(
     """
     a about above after again against all also although always am among an and another any anyone
-    are around as at be became because become been before being below between both but by can cannot
-    could did do does doing done down during each either else ever every few for from further had
-    has have having he hence her here hers herself him himself his how however i if in indeed into
-    is it its itself just like made make many may me might mine more most much must my myself
-    neither never no nobody none nor not nothing now of off often on once one only onto or other
-    others our ours ourselves out over own perhaps quite rather same shall she should since so some
-    someone something still such than that the their theirs them themselves then there therefore
-    these they this those though through throughout thus to together too toward towards under unless
-    until up upon us very was we well were what whatever when where whereas whether which while who
-    whom whose why will with within without would yes yet you your yours yourself
+    are aren around as at be became because become been before being below between both but by can
+    cannot could couldn did didn do does doesn doing don done down during each either else ever
+    every few for from further had hadn has hasn have haven having he hence her here hers herself
+    him himself his how however i if in indeed into is isn it its itself just like made make many
+    may me might mine more most much must my myself neither never no nobody none nor not nothing now
+    of off often on once one only onto or other others our ours ourselves out over own perhaps quite
+    rather same shall she should shouldn since so some someone something still such than that the
+    their theirs them themselves then there therefore these they this those though through
+    throughout thus to together too toward towards under unless until up upon us very was wasn we
+    well were weren what whatever when where whereas whether which while who whom whose why will
+    with within without would wouldn yes yet you your yours yourself
     """.split()
 )
 

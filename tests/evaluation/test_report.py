@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import columns, plots, report, statement
+from jaxunlearn.evaluation import columns, report, statement
 from jaxunlearn.evaluation.entities import heat_maps
 from jaxunlearn.evaluation.same_rows import Comparisons, within_run
 from jaxunlearn.evaluation.samples import samples
@@ -152,6 +152,22 @@ def test_format_value(metric, value, text):
     assert columns.format_value(metric, value) == text
 
 
+@pytest.mark.parametrize(
+    ("metric", "group", "label"),
+    [
+        ("forget_rouge", "forget", "ROUGE‑L"),
+        ("real_authors_truth_ratio", "real authors", "truth ratio"),
+        ("forget_perplexity_median", "forget", "median perplexity"),
+        ("forget_generation_perplexity", "forget", "median perplexity of what is said"),
+        ("forget_paraphrased_probability", "forget", "probability of the paraphrase"),
+        ("my_new_metric", "other", "my new metric"),
+    ],
+)
+def test_a_heading_is_that_of_the_longest_ending(metric, group, label):
+    found = columns.column(metric, [])
+    assert (found["group"], found["label"]) == (group, label)
+
+
 def test_statement(summary):
     text = statement.statement(summary)
     assert "npo: forget ROUGE-L fell from 0.98 to 0.21 (retrained: 0.25)" in text
@@ -244,7 +260,7 @@ def test_paired_comparisons_stand_in_a_closed_table(tmp_path, summary):
     line = {"first": "npo", "second": "target", "metric": "forget_rouge", "value": -0.75, "n": 40,
             "ci": [-0.8, -0.7], "p": 0.0001, "p_adjusted": 0.0003}  # fmt: skip
     found = page(tmp_path, summary, (), (), (), Comparisons([line, {**line, "p": None}]))
-    text = "npo − target forget ROUGE‑L 40 -0.75 -0.8 to -0.7 0.0001 0.0003"
+    text = "npo − target forget rouge 40 -0.75 -0.8 to -0.7 0.0001 0.0003"
     assert text in found.text and "2 paired comparisons" in found.text
     assert "details" in found.tags and ("open", None) not in found.attributes
 
@@ -317,27 +333,6 @@ def test_page_of_a_bare_summary(tmp_path):
     assert (
         "0.200" in page(tmp_path, bare | {"models": {"npo": bare["models"]["npo"], "a": {}}}).text
     )
-
-
-def test_curves_survive_what_a_diverged_run_logs(summary):
-    looks = plots.styles(["npo"])
-    steps = [1.0, math.nan, math.inf, -1e30, 1e30]
-    curves = [{"model": "npo", "step": i, "loss": v} for i, v in enumerate(steps)]
-    assert [panel["title"] for panel in plots.curves_svg(curves, looks)] == ["loss"]
-    assert plots.curves_svg([{"model": "npo", "step": 0, "loss": math.nan}], looks) == []
-
-
-def test_long_curves_are_thinned():
-    rows = [{"model": "npo", "step": i, "loss": 1 / (i + 1)} for i in range(20_000)]
-    (panel,) = plots.curves_svg(rows, plots.styles(["npo"]))
-    assert len(panel["svg"]) < 40_000
-
-
-def test_models_keep_one_look_and_differ_from_each_other():
-    looks = plots.styles(["target", "retrained", *(f"method {i}" for i in range(24))])
-    marks = [(look.css, look.marker) for look in looks.values()]
-    assert len(set(marks)) == len(marks)
-    assert looks["method 0"] == plots.styles(["method 0"])["method 0"]
 
 
 def test_comparison(tmp_path, summary):
