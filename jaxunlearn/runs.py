@@ -225,7 +225,7 @@ def _read_evaluation(folder: Path, stage: str) -> Evaluation | None:
     path = folder / "evaluations" / f"{stage}.json"
     saved = _read_json(path)
     try:
-        return saved and Evaluation(**saved)
+        return None if saved is None else Evaluation(**saved)
     except TypeError as error:
         raise UserError(f"{path}: damaged ({error}); remove it, it is made again") from None
 

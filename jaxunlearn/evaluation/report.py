@@ -85,6 +85,7 @@ def write_report(
       tables: heading to further table.
     """
     rows = [("", model, values) for model, values in with_training(summary).items()]
+    histories = summary.get("requests", {})
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
     _write(
         Path(path),
@@ -95,9 +96,8 @@ def write_report(
         tiles=_tiles(summary),
         **_results(rows, looks, {("", summary.get("primary"))}),
         panels=plots.curves_svg(curves, looks),
-        requests=plots.lines_svg(
-            over_requests.lines(summary.get("requests", {})), looks, axis="requests done"
-        ),
+        requests=plots.lines_svg(over_requests.lines(histories), looks, axis="requests done"),
+        request_rows=next((one["evaluated_rows"] for one in histories.values()), []),
         layers=plots.lines_svg(layers, looks, axis="layer"),
         layers_legend=list(dict.fromkeys(row["model"] for row in layers)),
         legend=list(dict.fromkeys(row.get("model", "") for row in curves)),
@@ -157,6 +157,7 @@ def write_comparison(
         requests=[],
         layers=[],
         layers_legend=[],
+        request_rows=[],
         legend=[],
         samples=[],
         open_samples=0,
@@ -173,13 +174,9 @@ def write_comparison(
 
 
 def _write(path: Path, runs: Mapping[str, Summary], *, title: str, **content: Any) -> None:
-    entries = [
-        e for one in runs.values() for metrics in one["models"].values() for e in metrics.values()
-    ]
-    over_seeds = any("seeds" in entry for entry in entries)
     small_print = (
-        "least and greatest value of the seeds"
-        if over_seeds
+        "least and greatest value of the seeds; what training took is that of the first"
+        if any("seeds" in one for one in runs.values())
         else "95 % bootstrap interval over rows"
     )
     content |= {

@@ -395,6 +395,13 @@ def test_every_page_says_how_many_seeds(summary, tmp_path):
     assert "Numbers of 3 seeds (0, 1, 2)" in text
 
 
+def test_what_followed_requests_says_how_many_rows(summary, tmp_path):
+    known = {"requests": ["a", "b"], "evaluated_rows": [12, 8], "model_utility": [0.5, 0.5, 0.5],
+             "rouge": [[1.0, 1.0], [0.5, 1.0], [0.5, 0.5]]}  # fmt: skip
+    found = page(tmp_path, summary | {"requests": {"npo": known}})
+    assert "by request n = 12, 8; 1 seed (0)" in found.text
+
+
 def test_a_comparison_says_why_runs_are_not_paired(tmp_path, summary):
     report.write_comparison(tmp_path / "c.html", [summary, summary], [None, None])
     found = Page(tmp_path / "c.html")
