@@ -257,5 +257,5 @@ def test_against_the_retrained_model(tiny, with_holdout):
 def test_a_report_has_them_under_privacy():
     for key in (*NAMES, "priv_leak", "privacy_reference_auc", "privacy_gradient_norm_auc"):
         heading = columns.column(key, [{key: {"value": 0.5, "n": 40}}])
-        assert (heading["group"], heading["arrow"], heading["n"]) == ("privacy", "", 40)
+        assert (heading["group"], heading["arrow"], heading["behind"]) == ("privacy", "", "n = 40")
         assert "_" not in heading["label"] and "privacy" not in heading["label"]
