@@ -1,9 +1,10 @@
 """Evaluations of a run: of whole models, and of one in training, to choose its result by."""
 
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
-from jaxunlearn.config import Experiment, SelectConfig
+from jaxunlearn.config import DataConfig, EvaluationConfig, Experiment, SelectConfig
 from jaxunlearn.data.rows import EvalSet, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import benchmark, suite
@@ -26,6 +27,7 @@ def check_evaluation(experiment: Experiment, data: UnlearningData) -> Log | None
     """
     settings, sets = experiment.evaluation, data.evaluation
     suite.check(settings, {name: one.role for name, one in sets.items()})
+    _need_wrong_answers(experiment.data, settings, sets)
     if settings.retain_log is None:
         return None
     log = read_log(settings.retain_log)
@@ -33,6 +35,23 @@ def check_evaluation(experiment: Experiment, data: UnlearningData) -> Log | None
         raise UserError("evaluation.retain_log: there is no evaluation set forget; leave it out")
     check_split(log, sets["forget"].rows)
     return log
+
+
+def _need_wrong_answers(
+    data: DataConfig, settings: EvaluationConfig, sets: Mapping[str, EvalSet]
+) -> None:
+    """TOFU's suite on TOFU needs its perturbed files; suite custom takes what is there."""
+    if data.format != "tofu" or "tofu" not in settings.suite.split("+"):
+        return
+    plan = benchmark.load(settings.suite).plan({name: one.role for name, one in sets.items()})
+    for name, one in sets.items():
+        if "truth_ratio" in plan[name] and not any(row.perturbed_answers for row in one.rows):
+            stem = {"forget": Path(data.forget).stem}.get(name, name)
+            raise UserError(
+                f"data.path: {stem}_perturbed.json is missing in {data.path}, and the truth ratio"
+                f" of suite {settings.suite} needs its wrong answers; add the file, or use suite"
+                " custom"
+            )
 
 
 def evaluate_model(

@@ -39,6 +39,37 @@ def test_saying_everything_twice_halves_diversity(texts, n):
     assert text.distinct_n(texts * 2, n) == pytest.approx(once / 2)
 
 
+def test_repetition_by_hand():
+    texts = ["a b c d a b c d", "a b c d e f", "a a a a a a", "a b", ""]
+    # abcd bcda cdab dabc abcd; no repeat; aaaa three times; no four words.
+    np.testing.assert_allclose(text.repetition(texts), [1 / 5, 0, 2 / 3, 0, 0])
+    np.testing.assert_allclose(text.repetition(["a b a b"], n=2), [1 / 3])
+
+
+@given(st.lists(words, min_size=1, max_size=6))
+def test_repetition_is_a_share_and_of_single_texts(texts):
+    found = text.repetition(texts, 2)
+    assert ((found >= 0) & (found < 1)).all()
+    np.testing.assert_array_equal(found, [text.repetition([one], 2)[0] for one in texts])
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_broken"),
+    [
+        ("", 1), ("  ", 1), ("...!", 1), ("__", 1), ("\ufffd\ufffdabc", 1),
+        ("no no no no no no no", 1), ("x", 0), ("東京", 0), ("7", 0),
+        ("She was born in Oslo and she was born in May.", 0),
+    ],
+)  # fmt: skip
+def test_broken_answers(answer, is_broken):
+    assert text.broken([answer]).tolist() == [is_broken]
+
+
+def test_same_words():
+    assert text.same_words("New  York ", "new york") and not text.same_words("York", "New York")
+    assert text.same_words("", " ")
+
+
 def test_identical_rate_by_hand():
     assert text.identical_rate(["a", "b", "a", "A"]) == 0.5
     assert text.identical_rate(["", ""]) == 1.0
