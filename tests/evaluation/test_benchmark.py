@@ -263,3 +263,69 @@ def test_settings_that_cannot_be_followed(settings, words):
     with pytest.raises(UserError) as fault:
         suite.check(EvaluationConfig(**settings), {"forget": "forget"})
     assert words in str(fault.value)
+
+
+def test_lume_by_hand():
+    """Completions by ROUGE-L, questions by equality; the forget sets count from 1."""
+    kinds = [(role, n, kind) for role in ("forget", "retain") for n in (1, 2, 3)
+             for kind in ("completion", "question")]  # fmt: skip
+    sets = {
+        f"{role}_{n}_{kind}": EvalSet(
+            role, (Row(f"{role}{n}{kind}1", "Ann Lee"), Row(f"{role}{n}{kind}2", "Bob Ray"))
+        )
+        for role, n, kind in kinds
+    }
+    # Half of each retained completion, one of two questions; of the forgotten a quarter and none.
+    said = {
+        "forget_completion": ["Ann", ""], "retain_completion": ["Ann", "Ray"],
+        "forget_question": ["no", "nothing"], "retain_question": ["ann lee", "Ann"],
+    }  # fmt: skip
+    generations = {f"{role}_{n}_{kind}": said[f"{role}_{kind}"] for role, n, kind in kinds}
+    known = {row.key: [-1.0] for one in sets.values() for row in one.rows}
+    sets["holdout"] = EvalSet("holdout", (Row("h", "Zed"),))
+    sets["mmlu"] = EvalSet("general", ASKED[:1])
+    known[sets["holdout"].rows[0].key] = [-1.0]
+    letters = STATISTICS["letter_accuracy"].texts(ASKED[0])
+    known |= {letters[0]: [-2.0], letters[1]: [-1.0]}
+    table, _ = measuring.measure(benchmark.load("lume"), results(sets, known, generations))
+    twelve = [0.75, 1.0, 0.5, 0.5] * 3
+    assert table["task_aggregate"]["n"] == 12
+    expected = 12 / sum(1 / value for value in twelve)
+    assert table["task_aggregate"]["value"] == pytest.approx(expected)
+    assert table["forget_1_completion_rouge"]["value"] == 0.25
+    assert table["forget_completion_rouge"]["n"] == 6
+    assert table["retain_3_question_exact_match"]["value"] == 0.5
+    assert table["membership_score"]["value"] == 1  # all alike: an AUC of a half
+    assert table["mmlu_letter_accuracy"]["value"] == 1
+    assert table["final_score"]["value"] == pytest.approx((expected + 1 + 1) / 3)
+
+
+def test_muse_by_hand():
+    sets = {
+        "verbatim": EvalSet("forget", (Row("a", "one two three four"),)),
+        "knowledge": EvalSet("forget", (Row("b", "Ann"), Row("c", "Bob"))),
+        "knowledge_retain": EvalSet("retain", (Row("d", "Cid"),)),
+        "members": EvalSet("forget", (Row("", "in it"),)),
+        "holdout": EvalSet("holdout", (Row("", "out"),)),
+    }
+    generations = {
+        "verbatim": ["one two"], "knowledge": ["Ann", "no"], "knowledge_retain": ["Cid"],
+    }  # fmt: skip
+    known = {row.key: [-1.0] for name, one in sets.items() for row in one.rows}
+    known[sets["holdout"].rows[0].key] = [-4.0]
+    chosen = benchmark.load("muse")
+    found = measuring.measure(chosen, results(sets, known, generations))
+    table = found[0]
+    assert table["verbatim_rouge_f1"]["value"] == pytest.approx(2 / 3)  # recall 1/2, precision 1
+    assert table["knowledge_rouge_f1"]["value"] == 0.5 and table["model_utility"]["value"] == 1
+    assert table["privacy_min_40_auc"] == {"value": 1.0, "n": 2, "ci": [1.0, 1.0]}
+    roles = {name: one.role for name, one in sets.items()}
+    known[sets["holdout"].rows[0].key] = [-1.0]
+    retrained = measuring.measure(chosen, results(sets, known, generations))
+    leak = {
+        compat: measuring.against(chosen, roles, found, retrained, compat)["priv_leak"]["value"]
+        for compat in ("paper", "open-unlearning")
+    }
+    # Ours (1 - .5) / .5; theirs in percent, of 1 - AUC.
+    assert leak == {"paper": 1.0, "open-unlearning": pytest.approx(-100)}
+    assert set(chosen.plan(roles)["members"]) == {"min_40", "log_prob"}
