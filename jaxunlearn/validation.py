@@ -64,6 +64,8 @@ def _explain(schema: type, fault: Mapping[str, Any]) -> str:
         return f"unknown key {key}; the closest known key is {' or '.join(best)}"
     if fault["type"] in ("dataclass_type", "dataclass_exact_type"):
         return f"{key}: expected a section of keys, found {kind_of(fault['input'])}"
+    if fault["type"] == "missing":
+        return f"{key}: is missing"
     message = fault["msg"].removeprefix("Value error, ")
     if fault["type"] == "value_error":
         return f"{key}: {message}" if location else message

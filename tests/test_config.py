@@ -178,6 +178,21 @@ def test_a_method_may_change_the_training_and_its_label():
             config.validate(config.Experiment, {"stop": stop}, where="here")
 
 
+@pytest.mark.parametrize(
+    ("select", "words"),
+    [
+        ({"goal": "min"}, "select.metric: is missing"),
+        ({"metric": "forget_rouge"}, "select.goal: is missing"),
+        ({"metric": "forget_rouge", "goal": "up"}, "select.goal: input should be 'min' or 'max'"),
+        ({"metric": "forget_rouge", "goal": "min", "keep_utility": 1.5}, "less than or equal to 1"),
+        ({"metric": "forget_rouge", "goal": "min", "patience": 0}, "select.patience"),
+    ],
+)
+def test_a_select_section_that_cannot_be(select, words):
+    with pytest.raises(UserError, match=words):
+        config.validate(config.Experiment, {"select": select}, where="here")
+
+
 def test_a_methods_optimizer_has_its_own_options():
     shared = {"optimizer": "sophia", "optimizer_options": {"rho": 2.0}}
     experiment = config_file.load(None, {"training": shared})

@@ -113,7 +113,8 @@ def test_requests_killed_between_and_inside(tmp_path):
 
 @pytest.mark.slow
 def test_a_selection_killed_at_its_looks(tmp_path):
-    select = {"metric": "forget_probability", "goal": "min", "every": 2, "patience": 2}
+    """The best state is an early one, which has to last."""
+    select = {"metric": "forget_probability", "goal": "max", "every": 2}
     config = {**CONFIG, "select": select, "stop": {"above": 100.0, "every": 3}}
     moments = {
         "after the first look": lambda run: (run / "checkpoints/npo/2").exists(),
@@ -121,7 +122,7 @@ def test_a_selection_killed_at_its_looks(tmp_path):
             run.glob("checkpoints/npo/6.orbax-checkpoint-tmp*")
         ),
         "between the last look and the evaluation": lambda run: (
-            run / "checkpoints/npo/8"
+            run / "checkpoints/npo/40"
         ).exists(),
     }
     cut, whole = killed_and_resumed(tmp_path, config, moments)
@@ -129,4 +130,4 @@ def test_a_selection_killed_at_its_looks(tmp_path):
     cut, whole = (json.loads((run / "summary.json").read_text()) for run in (cut, whole))
     assert cut["notes"] == whole["notes"] and "the result is that of step" in cut["notes"][0]
     chosen = [one["training"]["npo"]["selected_step"] for one in (cut, whole)]
-    assert chosen[0] == chosen[1]
+    assert chosen[0] == chosen[1] < 37

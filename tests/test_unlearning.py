@@ -19,6 +19,7 @@ from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.methods import registry
 from jaxunlearn.tables import invented_answers, make_tables
 from jaxunlearn.training import diagnostics
+from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import (
     batch_slots,
     gradient_statistics,
@@ -227,6 +228,26 @@ def test_a_collapse_ends_the_training(tiny, world, tmp_path, capsys, action):
         assert f"the result is that of step {logged[-1] - 2}" in said[0]
         # What was saved is what was good: the run goes on from it, and ends in the same way.
         assert distance(run(checkpoints=tmp_path / "there"), result) == 0
+
+
+def test_a_selection_looks_at_what_the_result_would_be(tiny, world, tmp_path):
+    """Of a task vector that is what the training adds, subtracted."""
+    experiment = dataclasses.replace(configs.Experiment(), training=TrainingConfig(**SHORT))
+    seen, told = {}, []
+
+    def measure(step, model):
+        seen[step] = dataclasses.replace(model, params=jax.tree.map(np.array, model.params))
+        return float(step), 1.0
+
+    selection = Selection(3, measure, "score", "min", say=lambda text: None)
+    result = unlearn_rows(
+        tiny, world.forget[:8], world.retain[:8], experiment,
+        registry.resolve(MethodConfig("task_vector", {"alpha": 2.0})),
+        checkpoints=tmp_path, selection=selection, on_schedule=told.append,
+    )  # fmt: skip
+    assert list(seen) == [3, 4] and distance(result, seen[3]) == 0
+    assert distance(seen[3], seen[4]) > 0 and distance(result, tiny) > 0
+    assert [one.get("selected_step") for one in told] == [None, 3] and told[1]["steps"] == 4
 
 
 @pytest.mark.parametrize("method", ["pdu", "altpo", "whp", "jensun"])
