@@ -289,7 +289,11 @@ class StopConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class SelectConfig:
-    """Which state of a training is its result: the best of those that are evaluated meanwhile."""
+    """Which state of a training is its result: the best of those that are evaluated meanwhile.
+
+    If none keeps enough utility: the one with the most. `stop` may end the training earlier; a
+    state from which it rolls back is none of those.
+    """
 
     metric: str
     """What decides: any metric of the suite on the run's data, also one that compares with the

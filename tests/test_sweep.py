@@ -56,7 +56,7 @@ def test_a_bad_grid_is_refused_before_anything_runs(config, grid, words):
 
 def summary(seed, value, spread=None):
     entry = {"value": value, "n": 7, "ci": spread}
-    training = {"npo": {"steps": 3, "tokens_per_second": 10}}
+    training = {"npo": {"steps": 3, "tokens_per_second": 10, "selected_step": seed}}
     return {"seed": seed}, {"models": {"npo": {"rouge": entry}}, "training": training, "config": {}}
 
 
@@ -66,7 +66,7 @@ def test_means_over_seeds_by_hand():
     assert entry["value"] == pytest.approx(0.25)
     assert (entry["n"], entry["seeds"], told["seeds"]) == (7, 2, ["0", "1", "2"])
     assert entry["ci"] == [0.1, 0.4] and entry["sd"] == pytest.approx(0.3 / 2**0.5)
-    assert told["training"]["npo"]["steps"] == 3
+    assert told["training"]["npo"] == {"steps": 3, "tokens_per_second": 10}
     assert "3 runs: means over seeds 0, 1, 2" in told["notes"][0]
 
 

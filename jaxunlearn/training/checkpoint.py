@@ -83,10 +83,13 @@ class Checkpoints:
         if step is None:
             return like, []
         place = self.folder / str(step)
+        remedy = "this folder to go on from the one before it"
+        if step != self._manager.latest_step():
+            remedy = f"{self.folder} to train anew"
         try:
             meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore()))
         except Exception as error:
-            raise _damaged(place, error) from error
+            raise _damaged(place, error, remedy) from error
         if meta.meta.get("fingerprint") != self.fingerprint:
             raise UserError(
                 f"{place}: this checkpoint belongs to a run with other data or settings; "
@@ -97,7 +100,7 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=items).state, meta.meta.get("looks", [])
         except Exception as error:
-            raise _damaged(place, error) from error
+            raise _damaged(place, error, remedy) from error
 
 
 class _Kept:
@@ -109,9 +112,6 @@ class _Kept:
         return [checkpoint.step in self.steps for checkpoint in checkpoints]
 
 
-def _damaged(place: Path, error: Exception) -> UserError:
+def _damaged(place: Path, error: Exception, remedy: str) -> UserError:
     first = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return UserError(
-        f"{place}: the checkpoint is damaged ({first}); remove this folder to go on from the one "
-        "before it"
-    )
+    return UserError(f"{place}: the checkpoint is damaged ({first}); remove {remedy}")

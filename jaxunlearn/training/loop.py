@@ -80,9 +80,12 @@ def train(
 
     Raises:
       UserError: `train_only` matches nothing, or a checkpoint is foreign or damaged.
+      ValueError: a selection without a folder of checkpoints.
       DivergedError: a loss or gradient is not finite and `watch` does not roll back; the last good
         checkpoint is kept.
     """
+    if selection is not None and checkpoints is None:
+        raise ValueError("selection: needs a folder of checkpoints, which keep the best state")
     model, steps = model.merged(), len(next(iter(schedule.values())))
     spec, trainable, frozen, numbers = prepare(
         model, objective, hyper, training, steps, adapter, seed

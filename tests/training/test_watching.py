@@ -1,6 +1,7 @@
 """Which state of a training is its result: values by hand, the loop on scripted looks, resume."""
 
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxunlearn.config import TrainingConfig
 from jaxunlearn.data import sampling, tokens
+from jaxunlearn.errors import UserError
 from jaxunlearn.methods import registry
 from jaxunlearn.training.loop import DivergedError, train
 from jaxunlearn.training.watching import Look, Selection, Watch
@@ -155,6 +157,18 @@ def test_the_result_is_the_state_of_the_best_look(tiny, job, tmp_path, values, b
     again = Scripted({})
     assert same(again.train(tiny, job, tmp_path / "c", on_steps=pytest.fail), result)
     assert again.said == run.said and again.ends == run.ends
+
+
+def test_a_best_state_that_is_damaged_or_has_no_place(tiny, job, tmp_path):
+    run = Scripted(dict(zip(range(2, 11, 2), range(5), strict=True)))
+    run.train(tiny, job, tmp_path / "c")
+    shutil.rmtree(tmp_path / "c" / "2" / "state")
+    with pytest.raises(
+        UserError, match=r"2: the checkpoint is damaged .* remove .*c to train anew"
+    ):
+        run.train(tiny, job, tmp_path / "c")
+    with pytest.raises(ValueError, match="needs a folder of checkpoints"):
+        run.train(tiny, job, None)
 
 
 def test_patience_ends_the_training(tiny, job, tmp_path):
