@@ -15,7 +15,7 @@ from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.data.rows import Row
 from jaxunlearn.data.tokens import Encoded, TokenTable
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.metrics import rouge_l_recall
+from jaxunlearn.evaluation.rouge import rouge_l_recall
 from jaxunlearn.methods import registry
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.language_model import LanguageModel

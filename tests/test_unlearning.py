@@ -15,7 +15,7 @@ from jaxunlearn.data import neighbours
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
 from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.metrics import rouge_l_recall
+from jaxunlearn.evaluation.rouge import rouge_l_recall
 from jaxunlearn.methods import registry
 from jaxunlearn.tables import invented_answers, make_tables
 from jaxunlearn.training import diagnostics

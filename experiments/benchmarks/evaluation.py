@@ -29,7 +29,7 @@ import transformers
 from jaxunlearn.config import DataConfig, EvaluationConfig
 from jaxunlearn.data import formats, tokens
 from jaxunlearn.data.rows import EvalSet, Row, Text
-from jaxunlearn.evaluation import metrics, privacy, suite
+from jaxunlearn.evaluation import metrics, privacy, rouge, suite
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 
@@ -226,13 +226,13 @@ def theirs(peer: Peer, sets: Mapping[str, EvalSet]) -> dict[str, float]:
         wrong = [row.text(a) for row in rows for a in row.perturbed_answers]
         wrong_losses = peer.losses(wrong).reshape(len(rows), k)
         ratio = metrics.truth_ratio(-para_losses, -wrong_losses)
-        rouge = metrics.rouge_l_recall(peer.answers(rows), [row.answer for row in rows])
+        recall = rouge.rouge_l_recall(peer.answers(rows), [row.answer for row in rows])
         if chosen.role == "general":
             right = metrics.option_probability(right, np.exp(-wrong_losses))
         score = (
             metrics.forget_truth_ratio if chosen.role == "forget" else (metrics.retain_truth_ratio)
         )
-        own = [right.mean(), np.nanmean(rouge), score(ratio).mean()]
+        own = [right.mean(), np.nanmean(recall), score(ratio).mean()]
         parts = ("probability", "rouge", "truth_ratio")
         found |= {f"{name}_{part}": float(v) for part, v in zip(parts, own, strict=True)}
         utilities += own if chosen.role != "forget" else []

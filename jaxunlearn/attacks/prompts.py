@@ -12,8 +12,8 @@ from jaxunlearn.attacks.case import Case, measure, measured
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import Row
 from jaxunlearn.evaluation.answering import answer_texts
-from jaxunlearn.evaluation.metrics import rouge_l_recall
 from jaxunlearn.evaluation.robustness import Measured
+from jaxunlearn.evaluation.rouge import rouge_l_recall
 from jaxunlearn.models.generate import Sampling
 
 BEGUN = 3  # most words of the answer that the prompt "answer begun" gives away

@@ -9,7 +9,7 @@ Arrays are aligned with the tokens: `log_probs[i, t] = log p(token[i, t] | token
 The mask includes the closing end token.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -108,93 +108,6 @@ def option_probability(correct: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     known = ~np.isnan(correct) & ~np.isnan(wrong).all(axis=1)
     ratio = np.divide(correct, total, out=np.zeros_like(correct), where=total > 0)
     return np.where(known, ratio, np.nan)
-
-
-def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Share of the reference's words, in order, that the prediction contains.
-
-    `LCS(prediction, reference) / |reference|` over lower-cased, Porter-stemmed words. The
-    `rouge-score` library only sees ASCII letters and digits as words, so a reference in another
-    script has no words and is counted out instead of scoring 0.
-
-    Args:
-      predictions: n generated texts; an empty one scores 0.
-      references: n true answers.
-
-    Returns:
-      `[n]` in [0, 1]; `nan` where the reference has no words.
-
-    Raises:
-      ValueError: the two differ in length.
-
-    Reference:
-      Lin, ROUGE: A Package for Automatic Evaluation of Summaries, W04-1013; TOFU, 2.2.1.
-
-    >>> rouge_l_recall(["he wrote novels in Paris"], ["He writes poems in Paris."])
-    array([0.6])
-    """
-    from rouge_score import rouge_scorer, tokenizers
-
-    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=True)
-    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
-    return np.array(
-        [
-            scorer.score(reference, prediction)["rougeL"].recall
-            if tokenizer.tokenize(reference)
-            else np.nan
-            for prediction, reference in zip(predictions, references, strict=True)
-        ],
-        np.float64,
-    )
-
-
-def rouge_l_precision(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Share of the prediction's words, in order, that the reference contains.
-
-    `LCS(prediction, reference) / |prediction|`, words as in `rouge_l_recall`.
-
-    Args:
-      predictions: n generated texts; one without words scores 0.
-      references: n true answers.
-
-    Returns:
-      `[n]` in [0, 1].
-
-    >>> rouge_l_precision(["he wrote novels", ""], ["He writes poems in Paris.", "Ann"]).round(3)
-    array([0.333, 0.   ])
-    """
-    return np.nan_to_num(rouge_l_recall(references, predictions))
-
-
-def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """Harmonic mean of ROUGE-L's recall and precision, of words without stemming, as MUSE has it.
-
-    Args:
-      predictions: n generated texts; an empty one scores 0.
-      references: n true answers.
-
-    Returns:
-      `[n]` in [0, 1]; `nan` where the reference has no words.
-
-    Reference:
-      Shi et al., MUSE, arXiv 2407.06460, 3.1.
-
-    >>> rouge_l_f1(["he wrote novels", ""], ["He wrote poems in Paris.", "Ann"])
-    array([0.5, 0. ])
-    """
-    from rouge_score import rouge_scorer, tokenizers
-
-    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
-    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
-    return np.array(
-        [
-            scorer.score(reference, prediction)["rougeL"].fmeasure
-            if tokenizer.tokenize(reference)
-            else np.nan
-            for prediction, reference in zip(predictions, references, strict=True)
-        ],
-        np.float64,
-    )
 
 
 def harmonic_mean(values: np.ndarray) -> np.ndarray:

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxunlearn.evaluation import metrics, privacy
+from jaxunlearn.evaluation import metrics, privacy, rouge
 
 FRACTION = 0.4
 """Share of the tokens that its Min-K% looks at."""
@@ -87,7 +87,7 @@ def forget_truth_ratio(ratios: np.ndarray) -> np.ndarray:
 
 
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
-    """`metrics.rouge_l_recall` with 0 where the reference has no words.
+    """`rouge.rouge_l_recall` with 0 where the reference has no words.
 
     Args:
       predictions: n generated texts.
@@ -99,7 +99,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.
     >>> rouge_l_recall(["Paris", "Paris"], ["Paris, France", "?"])
     array([0.5, 0. ])
     """
-    return np.nan_to_num(metrics.rouge_l_recall(predictions, references))
+    return np.nan_to_num(rouge.rouge_l_recall(predictions, references))
 
 
 def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -116,7 +116,7 @@ def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndar
     array([0.667, 0.   ])
     """
     recall = rouge_l_recall(predictions, references)
-    precision = metrics.rouge_l_precision(predictions, references)
+    precision = rouge.rouge_l_precision(predictions, references)
     total = precision + recall
     return np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxunlearn.data.rows import Row, Text
 from jaxunlearn.evaluation import choices, embed, metrics, open_unlearning, privacy, text
+from jaxunlearn.evaluation import rouge as rouge_l
 from jaxunlearn.evaluation.results import Results
 
 Values = Callable[[Results, str], np.ndarray]
@@ -125,13 +126,15 @@ def perplexity(results: Results, name: str) -> np.ndarray:
 def rouge(results: Results, name: str) -> np.ndarray:
     """ROUGE-L recall of the generated answer."""
     if results.config.compat == "melu":
-        return metrics.rouge_l_precision(results.generations[name], results.truths[name])
-    return _formulas(results).rouge_l_recall(results.generations[name], results.truths[name])
+        return rouge_l.rouge_l_precision(results.generations[name], results.truths[name])
+    formulas = open_unlearning if _theirs(results) else rouge_l
+    return formulas.rouge_l_recall(results.generations[name], results.truths[name])
 
 
 def rouge_f1(results: Results, name: str) -> np.ndarray:
     """ROUGE-L F1 of the generated answer."""
-    return _formulas(results).rouge_l_f1(results.generations[name], results.truths[name])
+    formulas = open_unlearning if _theirs(results) else rouge_l
+    return formulas.rouge_l_f1(results.generations[name], results.truths[name])
 
 
 def exact_match(results: Results, name: str) -> np.ndarray:

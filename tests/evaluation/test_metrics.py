@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import ks_2samp
 
-from jaxunlearn.evaluation import metrics
+from jaxunlearn.evaluation import metrics, rouge
 
 # Prompt token, three answer tokens, end token, padding.
 MASK = np.array([[False, True, True, True, True, False]])
@@ -81,7 +81,7 @@ def test_option_probability_by_hand():
     ],
 )
 def test_rouge_l_recall_by_hand(prediction, reference, recall):
-    np.testing.assert_allclose(metrics.rouge_l_recall([prediction], [reference]), [recall])
+    np.testing.assert_allclose(rouge.rouge_l_recall([prediction], [reference]), [recall])
 
 
 def test_rouge_agrees_with_the_library():
@@ -90,7 +90,7 @@ def test_rouge_agrees_with_the_library():
     prediction = "Nikolai Abilov was born in Almaty and writes on identities."
     reference = "The author Nikolai Abilov, born in Almaty, wrote about identity."
     expected = RougeScorer(["rougeL"], use_stemmer=True).score(reference, prediction)
-    assert metrics.rouge_l_recall([prediction], [reference]) == [expected["rougeL"].recall]
+    assert rouge.rouge_l_recall([prediction], [reference]) == [expected["rougeL"].recall]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_rouge_agrees_with_the_library():
     ],
 )
 def test_rouge_l_precision_by_hand(prediction, reference, precision):
-    assert metrics.rouge_l_precision([prediction], [reference]) == [precision]
+    assert rouge.rouge_l_precision([prediction], [reference]) == [precision]
 
 
 def test_rouge_of_unequal_lists_is_an_error():
     with pytest.raises(ValueError):
-        metrics.rouge_l_recall(["a"], ["a", "b"])
+        rouge.rouge_l_recall(["a"], ["a", "b"])
 
 
 def test_truth_ratio_is_the_geometric_mean_over_the_correct_one():

@@ -9,7 +9,7 @@ import pytest
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.evaluation import benchmark, forward, metrics, suite
+from jaxunlearn.evaluation import benchmark, forward, rouge, suite
 from jaxunlearn.models import transformer
 
 TEMPLATE = "Question: {question}\nAnswer:"
@@ -115,7 +115,7 @@ def test_a_set_says_how_long_answers_are_and_what_they_are_compared_to(tiny):
     assert len(said) < len(longer) and longer.startswith(said)
     ids = tiny.tokenizer(rows[0].answer, add_special_tokens=False)["input_ids"]
     truth = tiny.tokenizer.decode(ids[:3])
-    assert part.rows["forget_rouge"] == metrics.rouge_l_recall([said], [truth]).tolist()
+    assert part.rows["forget_rouge"] == rouge.rouge_l_recall([said], [truth]).tolist()
     until = {"forget": EvalSet("forget", rows, until=("zzz", longer[3:5]))}
     ended = evaluate(tiny, until, dataclasses.replace(SETTINGS, suite="memory"))
     assert ended.generations["forget"] == [longer[: longer.index(longer[3:5])].strip()]
