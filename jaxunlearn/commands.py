@@ -103,7 +103,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import json
 
     from jaxunlearn import experiment
-    from jaxunlearn.runs import write_text
+    from jaxunlearn.writing import write_text
 
     model = _model(options.model)
     path = settings.model.retrained
@@ -122,7 +122,7 @@ def lm_eval(options: argparse.Namespace) -> None:
     import json
 
     from jaxunlearn.harness import HarnessModel, run_tasks, text_table
-    from jaxunlearn.runs import write_text
+    from jaxunlearn.writing import write_text
 
     results = run_tasks(
         HarnessModel(_model(options.model), batch_size=options.batch_size),

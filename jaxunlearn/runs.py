@@ -4,7 +4,6 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
-import os
 import platform
 import statistics
 from collections import Counter
@@ -20,6 +19,7 @@ from jaxunlearn.data import sampling
 from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.suite import Evaluation, limit_sets
+from jaxunlearn.writing import write_text
 
 _PACKAGES = (
     "jaxunlearn", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "transformers",
@@ -211,14 +211,6 @@ def request_stage(label: str, number: int) -> str:
 def model_of(stage: str) -> str:
     """The label of the model that a stage trains."""
     return stage.partition("@")[0]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that it is there completely or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 def _read_evaluation(folder: Path, stage: str) -> Evaluation | None:

@@ -12,8 +12,9 @@ from jaxunlearn.config import Experiment
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import report
 from jaxunlearn.evaluation.entries import over_runs
-from jaxunlearn.runs import read_finished, write_text
+from jaxunlearn.runs import read_finished
 from jaxunlearn.training.loop import DivergedError
+from jaxunlearn.writing import write_text
 
 Settings = dict[str, Any]
 

@@ -24,9 +24,9 @@ from jaxunlearn.evaluation.robustness import Measured
 from jaxunlearn.experiment import labels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.progress import Bars, Stage
-from jaxunlearn.runs import write_text
 from jaxunlearn.tables import need_tokenizer
 from jaxunlearn.unlearning import batch_slots
+from jaxunlearn.writing import write_text
 
 PUBLISHED_RATE = 2e-5
 """Learning rate of relearning in OpenUnlearning (arXiv 2506.12618), 4.1; it takes one epoch."""

@@ -12,7 +12,6 @@ object each. `TOFU_SUMMARY.json` has the name and the number of each metric, and
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ import numpy as np
 from jaxunlearn.data.rows import Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import open_unlearning, privacy
+from jaxunlearn.writing import write_text
 
 _TRUTH_RATIO = ("forget_truth_ratio", "forget_Truth_Ratio")
 _RIGHT, _WRONG = "forget_Q_A_PARA_Prob", "forget_Q_A_PERT_Prob"
@@ -188,12 +188,7 @@ def write_logs(
             f"{folder}: cannot be made ({error.strerror}); name another folder"
         ) from None
     for path, content in zip(paths, contents, strict=True):
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        try:
-            temporary.write_text(content, encoding="utf-8")
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_text(path, content)
     return paths
 
 

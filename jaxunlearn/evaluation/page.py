@@ -2,11 +2,11 @@
 
 import base64
 import hashlib
-import os
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn.evaluation.samples import marked
+from jaxunlearn.writing import write_text
 
 
 def write_page(path: Path, content: dict[str, Any]) -> None:
@@ -22,17 +22,7 @@ def write_page(path: Path, content: dict[str, Any]) -> None:
     )
     environment.filters["sha256"] = _sha256
     environment.globals["marked"] = marked
-    write_file(path, environment.get_template("page.html").render(content))
-
-
-def write_file(path: Path, text: str) -> None:
-    """Writes a text file atomically; its folder must exist."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_text(path, environment.get_template("page.html").render(content))
 
 
 def _sha256(text: str) -> str:

@@ -21,11 +21,12 @@ from jaxunlearn.evaluation.columns import (
     interval,
     with_training,
 )
-from jaxunlearn.evaluation.page import write_file, write_page
+from jaxunlearn.evaluation.page import write_page
 from jaxunlearn.evaluation.plots import measured
 from jaxunlearn.evaluation.same_rows import Comparisons
 from jaxunlearn.evaluation.statement import seeds, statement
 from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.writing import write_text
 
 if TYPE_CHECKING:
     import rich.table
@@ -184,8 +185,8 @@ def _write(path: Path, runs: Mapping[str, Summary], *, title: str, **content: An
         "small_print": small_print,
         "seeds": seeds(*runs.values()) if len(runs) == 1 else f"{len(runs)} runs of 1 seed each",
     }
-    write_file(path.with_suffix(".md"), tabular.markdown(title, runs, small_print))
-    write_file(path.with_suffix(".csv"), tabular.csv_text(runs))
+    write_text(path.with_suffix(".md"), tabular.markdown(title, runs, small_print))
+    write_text(path.with_suffix(".csv"), tabular.csv_text(runs))
     write_page(path, content)
 
 

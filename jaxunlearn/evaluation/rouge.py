@@ -11,9 +11,8 @@ import numpy as np
 def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
     """Share of the reference's words, in order, that the prediction contains.
 
-    `LCS(prediction, reference) / |reference|` over lower-cased, Porter-stemmed words. The
-    `rouge-score` library only sees ASCII letters and digits as words, so a reference in another
-    script has no words and is counted out instead of scoring 0.
+    `LCS(prediction, reference) / |reference|` over lower-cased, Porter-stemmed words. A reference
+    without words is counted out instead of scoring 0.
 
     Args:
       predictions: n generated texts; an empty one scores 0.
@@ -31,19 +30,7 @@ def rouge_l_recall(predictions: Sequence[str], references: Sequence[str]) -> np.
     >>> rouge_l_recall(["he wrote novels in Paris"], ["He writes poems in Paris."])
     array([0.6])
     """
-    from rouge_score import rouge_scorer, tokenizers
-
-    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=True)
-    scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
-    return np.array(
-        [
-            scorer.score(reference, prediction)["rougeL"].recall
-            if tokenizer.tokenize(reference)
-            else np.nan
-            for prediction, reference in zip(predictions, references, strict=True)
-        ],
-        np.float64,
-    )
+    return _scores(predictions, references, "recall", stemmer=True)
 
 
 def rouge_l_precision(predictions: Sequence[str], references: Sequence[str]) -> np.ndarray:
@@ -80,13 +67,19 @@ def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndar
     >>> rouge_l_f1(["he wrote novels", ""], ["He wrote poems in Paris.", "Ann"])
     array([0.5, 0. ])
     """
+    return _scores(predictions, references, "fmeasure", stemmer=False)
+
+
+def _scores(
+    predictions: Sequence[str], references: Sequence[str], part: str, *, stemmer: bool
+) -> np.ndarray:
     from rouge_score import rouge_scorer, tokenizers
 
-    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=False)
+    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=stemmer)
     scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
     return np.array(
         [
-            scorer.score(reference, prediction)["rougeL"].fmeasure
+            getattr(scorer.score(reference, prediction)["rougeL"], part)
             if tokenizer.tokenize(reference)
             else np.nan
             for prediction, reference in zip(predictions, references, strict=True)
