@@ -9,7 +9,7 @@ As of its commit d3d7cf9.
     extraction strength  at least 1 / |y|: the search for k stops one token early
     Min-K%, Min-K%++     k = 40, not 20; without the last answer token; 0 where none is left
     gradient norm        mean over parameter tensors, and not the norm of all of them together;
-                         of the loss without the last answer token
+                         of the loss without the last answer token (`gradient_norm`)
     PrivLeak             of 1 - AUC, 1e-10 more below the line, in percent
 
 Without the last answer token means: whatever it is, so also where a text has no end token. That is
@@ -188,23 +188,6 @@ def min_k_plus_plus(
     content = metrics.content_mask(mask, True)
     found = privacy.min_k_plus_plus(log_probs, means, deviations, content, fraction=fraction)
     return _zero_without_content(found, mask)
-
-
-def gradient_norm_score(norms: np.ndarray) -> np.ndarray:
-    """Minus the mean of the gradient's L2 norms by parameter tensor.
-
-    Args:
-      norms: `[n, p]`, of the gradient of each row's loss, which is the mean over the answer tokens
-        without the last one, by each of p tensors. Tensors are those of its PyTorch model: one for
-        each weight of each layer, tied ones once.
-
-    Returns:
-      `[n]`, higher = more likely a member.
-
-    >>> gradient_norm_score(np.array([[3.0, 4.0]]))
-    array([-3.5])
-    """
-    return -np.asarray(norms, np.float64).mean(axis=1)
 
 
 def priv_leak(auc: float, retrained_auc: float = 0.5) -> float:

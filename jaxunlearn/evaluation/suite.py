@@ -303,7 +303,10 @@ class _Work:
         if not distinct:
             return {}
         encoded, model = self._encode(self.model, distinct), self.model
-        norms = gradient_norm_score(model.config, model.params, encoded.table, lora=model.lora)
+        theirs = self.config.compat == "open-unlearning"
+        norms = gradient_norm_score(
+            model.config, model.params, encoded.table, lora=model.lora, by_tensor=theirs
+        )
         return {distinct[index]: float(norms[row]) for row, index in enumerate(encoded.kept)}
 
     def _encode(self, model: LanguageModel, texts: Sequence[Text]) -> tokens.Encoded:

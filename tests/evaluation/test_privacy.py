@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import synthetic, tokens
-from jaxunlearn.data.rows import EvalSet
+from jaxunlearn.data.rows import EvalSet, Text
 from jaxunlearn.evaluation import columns, forward, privacy, suite
 from jaxunlearn.evaluation.gradient_norm import gradient_norm_score
 from jaxunlearn.models import lora as adapters
@@ -173,6 +173,24 @@ def test_gradient_norms_equal_those_of_single_rows(tiny, world, adapter):
         grads = jax.grad(loss)(lora if adapter else tiny.params, row)
         norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
         np.testing.assert_allclose(found[row], -norm, rtol=1e-4)
+
+
+def test_gradient_norm_is_a_mean_over_the_tensors_of_pytorch(tiny, tiny_folder):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    rows = [Text("Who?", "Ann Lee"), Text("Where is it?", "Paris")]
+    table = tokens.encode(tiny.tokenizer, rows, template="{question}", max_length=64).table
+    found = gradient_norm_score(tiny.config, tiny.params, table, by_tensor=True)
+    model = AutoModelForCausalLM.from_pretrained(tiny_folder, dtype=torch.float32)
+    for row, score in enumerate(found):
+        ids = torch.tensor(table.tokens[row : row + 1, : table.lengths[row]]).long()
+        labels = torch.where(torch.tensor(table.answer_mask[row, : ids.shape[1]]), ids, -100)
+        labels[0, -1] = -100  # the last answer token
+        model.zero_grad()
+        model(ids, labels=labels).loss.backward()
+        norms = [p.grad.norm().item() for p in model.parameters()]
+        np.testing.assert_allclose(score, -np.mean(norms), rtol=1e-3)
 
 
 @pytest.fixture(scope="module")
