@@ -22,7 +22,14 @@ _LABELS = {
     "truth_probability": "truth probability",
     "paraphrased_probability": "probability of the paraphrase",
     "rouge": "ROUGE\u2011L",
+    "rouge_f1": "ROUGE\u2011L F1",
+    "exact_match": "exact match",
     "similarity": "similarity",
+    "accuracy": "accuracy",
+    "letter_accuracy": "accuracy by letter",
+    "letter_probability": "probability of the letter",
+    "option_accuracy": "accuracy by text",
+    "option_accuracy_normalised": "accuracy by text, length-normalised",
     "truth_ratio": "truth ratio",
     "exact_memorisation": "exact memorisation",
     "extraction_strength": "extraction strength",
@@ -48,6 +55,7 @@ _TOLD = {
     "auc": "AUC of {}",
     "tpr_at_1": "TPR of {} at 1\u202f% FPR",
     "tpr_at_0.1": "TPR of {} at 0.1\u202f% FPR",
+    "similarity": "AUC of {}: like the retrained",
 }
 _PRIVACY = {
     "priv_leak": "PrivLeak",
@@ -57,15 +65,22 @@ _PRIVACY = {
         for told, text in _TOLD.items()
     },
 }
-_OVERALL = ("forget_quality", "forget_efficacy", "model_utility", "utility_retain", "utility_test")
+_OVERALL = (
+    "forget_quality", "forget_efficacy", "model_utility", "utility_retain", "utility_test",
+    "overall_score", "memorisation_score", "privacy_score", "utility_score", "task_aggregate",
+    "membership_score", "final_score",
+)  # fmt: skip
 _UP = (
     *_OVERALL, "forget_truth_ratio", "forget_distinct_2", "entities_forgotten",
     "entity_efficacy", "entity_efficacy_min", "entity_utility", "entity_utility_min",
 )  # fmt: skip
-_DOWN = ("forget_identical_rate", "test_perplexity", "test_perplexity_median")
-_NEITHER = (
-    "forget_refusal_rate", "forget_perplexity", "forget_perplexity_median",
-    "forget_generation_perplexity",
+_DOWN = ("test_perplexity", "test_perplexity_median")
+_FAULTS = ("identical_rate", "broken_rate", "repetition")
+_NEITHER = ("refusal_rate", "perplexity", "perplexity_median")
+_FORGOTTEN = ("forget_", "verbatim_", "knowledge_")
+_KEPT = (
+    "retain_", "test_", "knowledge_retain_", "mmlu_", "real_authors_", "world_facts_", "landmarks_",
+    "creatures_",
 )  # fmt: skip
 _WHOLE = ("training_steps", "training_tokens_per_second", "entities_forgotten")
 
@@ -115,14 +130,17 @@ def _taken(training: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def arrow(key: str) -> str:
-    """The sign of the better direction; empty where neither is."""
-    if key in _UP:
+    """The sign of the better direction; empty where neither is, or where the name does not say
+    whether these rows are to be forgotten."""
+    if key in _UP or (key in _PRIVACY and key.endswith("_similarity")):
         return "↑"
-    if key in _DOWN:
+    if key in _DOWN or key.endswith(_FAULTS):
         return "↓"
-    if key in _NEITHER or not key.endswith(tuple(_LABELS)):
+    if key.endswith(_NEITHER) or not key.endswith(tuple(_LABELS)):
         return ""
-    return "↓" if key.startswith("forget_") else "↑"
+    if key.startswith(_KEPT):
+        return "↑"
+    return "↓" if key.startswith(_FORGOTTEN) else ""
 
 
 def column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
