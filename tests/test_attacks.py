@@ -327,12 +327,12 @@ def test_several_runs_are_means_by_hand():
     both = robustness.over_runs(runs, ["a", "b"])
     assert (both["runs"], both["settings"]) == (["a", "b"], {"rows": 3})
     of_model = both["before"]["npo"]["probability"]
-    assert (of_model["value"], of_model["n"], of_model["ci"]) == (0.2, 2, [0.1, 0.3])
+    assert (of_model["value"], of_model["seeds"], of_model["ci"]) == (0.2, 2, [0.1, 0.3])
     assert math.isclose(of_model["sd"], 0.02**0.5)
     (layer,) = both["lens"]["npo"]
     assert (layer["name"], layer["layer"], layer["probability"]["value"]) == ("layer 1", 1, 0.2)
     # The one run that has an R.
-    assert both["aggregates"]["npo"]["probability"]["R"]["n"] == 1
+    assert both["aggregates"]["npo"]["probability"]["R"]["seeds"] == 1
     assert robustness.verdicts(both) == ["npo, probability: R 1.000 (1.000-1.000)"]
 
 
