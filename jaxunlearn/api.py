@@ -145,7 +145,7 @@ def evaluate(
             one, sets, options, template=template, max_length=one.config.max_positions
         )
 
-    suite.check(options, {name: chosen.role for name, chosen in sets.items()})
+    suite.check(options, sets)
     evaluation = score(model)
     if retrained is not None and suite.comparable(options, evaluation):
         compared = suite.against_retrained(options, evaluation, score(retrained))

@@ -103,6 +103,7 @@ def evaluate(options: argparse.Namespace) -> None:
     import json
 
     from jaxunlearn import experiment
+    from jaxunlearn.evaluating import notes
     from jaxunlearn.writing import write_text
 
     model = _model(options.model)
@@ -112,7 +113,10 @@ def evaluate(options: argparse.Namespace) -> None:
     evaluation = experiment.evaluate(model, settings, retrained, logs)
     for name, entry in evaluation.metrics.items():
         value = "-" if entry["value"] is None else f"{entry['value']:.4g}"
-        print(f"{name:<34} {value:>10}   n={entry['n']}")
+        interval = "{:.3g} to {:.3g}".format(*entry["ci"]) if entry["ci"] else ""
+        print(f"{name:<38} {value:>10}   n={entry['n']:<6} {interval}".rstrip())
+    for note in notes(evaluation, settings.evaluation):
+        print(f"note: {note}")
     if options.json:
         write_text(Path(options.json), json.dumps(evaluation.metrics, indent=2) + "\n")
 
@@ -252,13 +256,23 @@ def methods(options: argparse.Namespace) -> None:
 
 def suites(options: argparse.Namespace) -> None:
     """Lists suites."""
-    from jaxunlearn.evaluation import benchmark
+    from jaxunlearn.evaluation import aggregation, benchmark
+    from jaxunlearn.evaluation.statistics import STATISTICS
 
     names = benchmark.built_in()
     width = max(map(len, names))
     for name in names:
         one = benchmark.load(name)
         print(f"{name:<{width}} {one.about}; {len(one.metrics)} metrics")
+    kinds = {
+        "statistics": STATISTICS,
+        "aggregations of rows": aggregation.ROWS,
+        "of two samples (versus, against)": aggregation.SAMPLES,
+        "of metrics (of)": aggregation.NUMBERS,
+        "of one and the retrained model's (of, against)": aggregation.CHANGES,
+    }
+    for kind, known in kinds.items():
+        print(f"{kind}: {', '.join(known)}")
 
 
 def samplers(options: argparse.Namespace) -> None:

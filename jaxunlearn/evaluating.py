@@ -26,7 +26,7 @@ def check_evaluation(experiment: Experiment, data: UnlearningData) -> Log | None
       UserError: the suite has nothing to measure, or the log cannot be read or is of other rows.
     """
     settings, sets = experiment.evaluation, data.evaluation
-    suite.check(settings, {name: one.role for name, one in sets.items()})
+    suite.check(settings, sets)
     _need_wrong_answers(experiment.data, settings, sets)
     if settings.retain_log is None:
         return None
@@ -52,6 +52,22 @@ def _need_wrong_answers(
                 f" of suite {settings.suite} needs its wrong answers; add the file, or use suite"
                 " custom"
             )
+
+
+def notes(evaluation: Evaluation, settings: EvaluationConfig) -> list[str]:
+    """What the numbers of an evaluation do not cover, in words."""
+    found = []
+    if evaluation.no_room:
+        found.append(
+            f"evaluation: {evaluation.no_room} questions leave no room for"
+            f" {settings.max_new_tokens} new tokens and count as not answered"
+        )
+    if evaluation.left_out:
+        found.append(
+            f"evaluation: {evaluation.left_out} texts are longer than the model's limit and have no"
+            " likelihood"
+        )
+    return found
 
 
 def evaluate_model(

@@ -21,6 +21,7 @@ from jaxunlearn.evaluating import (
     check_evaluation,
     check_select,
     evaluate_model,
+    notes,
     selection,
     value_of,
     with_comparison,
@@ -202,16 +203,8 @@ class Stages:
                 ),
             )
             self.folder.write_evaluation(label, evaluation)
-        if evaluation.no_room:
-            self._note(
-                f"evaluation: {evaluation.no_room} questions leave no room for "
-                f"{self.experiment.evaluation.max_new_tokens} new tokens and count as not answered"
-            )
-        if evaluation.left_out:
-            self._note(
-                f"evaluation: {evaluation.left_out} answers are longer than the model's limit and "
-                "are in no number"
-            )
+        for note in notes(evaluation, self.experiment.evaluation):
+            self._note(note)
         return evaluation
 
     def finish(

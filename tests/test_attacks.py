@@ -322,6 +322,12 @@ def result_of(value, r, *, steps=2):
     }
 
 
+def test_without_a_step_nothing_is_known_of_relearning():
+    found = {"relearning": {m: [point("0 steps", 0.1)] for m in ("npo", "retrained")}}
+    (of_npo,) = robustness.aggregates(found, ["npo"]).values()
+    assert of_npo["probability"]["R"] == {"value": None, "n": 0, "ci": None}
+
+
 def test_several_runs_are_means_by_hand():
     runs = [result_of(0.1, 1.0), result_of(0.3, None, steps=5)]
     both = robustness.over_runs(runs, ["a", "b"])
@@ -424,12 +430,11 @@ def test_only_adds_to_what_was_made_with_the_same_settings(run_folder, capsys):
     assert names == ["quantisation", "lens"]  # in the order of reports
     capsys.readouterr()
 
-    # Other settings, or a newer run, and it is made anew.
-    assert attack(run_folder, "--only", "lens", "--method", "grad_diff") == 0
-    told = capsys.readouterr().out
-    assert "made with methods ['npo'], now methods ['grad_diff']; it is replaced" in told
-    assert list(read(run_folder)["lens"]) == ["target", "retrained", "grad_diff"]
-    assert "quantisation" not in read(run_folder)
+    # Other settings would lose what is there; of an older run it means nothing.
+    assert attack(run_folder, "--only", "lens", "--method", "grad_diff") == 2
+    told = capsys.readouterr().err
+    assert "made with methods ['npo'], now methods ['grad_diff']; move it away" in told
+    assert read(run_folder) == both
     later = (run_folder / "attacks.json").stat().st_mtime_ns + 10**9
     os.utime(run_folder / "summary.json", ns=(later, later))
     assert attack(run_folder, "--only", "probe", "--method", "grad_diff") == 0

@@ -92,12 +92,14 @@ def attack(
 
     Raises:
       UserError: not the folder of a finished run, a method that the run does not have or whose
-        checkpoints are gone, more rows than the forget set has, or an output that cannot be.
+        checkpoints are gone, more rows than the forget set has, an earlier attack with other
+        settings, or an output that cannot be.
     """
     folders = list(dict.fromkeys(folders))
     page = _page(folders, output)
     runs = [open_run(Path(folder), options) for folder in folders]
-    results = [_attack(run, say) for run in runs]
+    known = [_before(run, say) for run in runs]
+    results = [_attack(run, one, say) for run, one in zip(runs, known, strict=True)]
     if len(runs) == 1:
         return results[0], page
     together = robustness.over_runs(results, folders)
@@ -158,8 +160,7 @@ def _page(folders: Sequence[str], output: str | None) -> Path:
     return page
 
 
-def _attack(run: Run, say: Callable[[str], None]) -> Result:
-    known = _before(run, say)
+def _attack(run: Run, known: Result, say: Callable[[str], None]) -> Result:
     missing = [name for name in ATTACKS if name in run.options.only and name not in known]
     membership = known.get("membership")
     by_shadows = run.shadows is not None and (
@@ -223,8 +224,9 @@ def _before(run: Run, say: Callable[[str], None]) -> Result:
     if other:
         before = ", ".join(f"{key} {settings.get(key)}" for key in other)
         now = ", ".join(f"{key} {run.settings[key]}" for key in other)
-        say(f"{path}: made with {before}, now {now}; it is replaced")
-        return {}
+        raise UserError(
+            f"{path}: made with {before}, now {now}; move it away, or attack with the same"
+        )
     return known
 
 

@@ -14,7 +14,9 @@ retrained` compares with the retrained model. `of` names other metrics, or `1 - 
 """
 
 import dataclasses
+import graphlib
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -57,6 +59,8 @@ class Metric:
 
     def __post_init__(self):
         """Refuse rows that make no sense."""
+        if re.search(r"[{}]", self.metric.replace(SET, "")):
+            raise ValueError(f"{self.metric}: the only thing in braces is {SET}")
         if bool(self.of) == (self.statistic is not None):
             raise ValueError(f"{self.metric}: give either data and statistic, or of")
         if self.statistic is not None:
@@ -75,6 +79,16 @@ class Metric:
         """Measured of each set by itself."""
         return SET in self.metric
 
+    @property
+    def plain_of(self) -> list[str]:
+        """The names that it is `of`."""
+        return [one.removeprefix(_COMPLEMENT) for one in self.of]
+
+    def stands_for(self, name: str) -> bool:
+        """Whether this may be the metric of this name; {set} stands for any set."""
+        pattern = re.escape(self.metric).replace(re.escape(SET), ".+")
+        return bool(re.fullmatch(pattern, name))
+
     def applies(self, roles: Mapping[str, str]) -> bool:
         """Whether there are rows that it is about."""
         both = (self.data, *([self.versus] if self.versus else []))
@@ -82,7 +96,7 @@ class Metric:
 
     def parts(self, roles: Mapping[str, str]) -> list[tuple[str, bool]]:
         """The metrics that it is `of`, and whether each is to be taken from 1."""
-        names = [one.removeprefix(_COMPLEMENT) for one in self.of]
+        names = self.plain_of
         sets = matched(self.data, roles) or [""]
         return [
             (name.replace(SET, of_set), one != name)
@@ -102,6 +116,17 @@ class Benchmark:
     """Built-in benchmarks whose metrics come after these."""
     headline: Mapping[str, str] = Field(default_factory=dict)
     """Metrics of the table in the terminal, with their short headings."""
+
+    @property
+    def composites(self) -> list[Metric]:
+        """The metrics of others, each after those that it is of.
+
+        Raises:
+          graphlib.CycleError: two are of each other.
+        """
+        of = {one.metric: one for one in self.metrics if one.of}
+        after = {name: [other for other in one.plain_of if other in of] for name, one in of.items()}
+        return [of[name] for name in graphlib.TopologicalSorter(after).static_order()]
 
     def plan(self, roles: Mapping[str, str]) -> dict[str, set[str]]:
         """Set to the names of the statistics that have to be known of its rows.
@@ -132,9 +157,9 @@ class Benchmark:
             if names and (compared or not metric.against):
                 names = names if metric.each_set else names[:1]
                 found |= dict.fromkeys(metric.metric.replace(SET, name) for name in names)
-        # Those of the model alone come before those that compare, which may be of them.
-        of = [one for one in self.metrics if one.of and (compared or not one.against)]
-        for metric in sorted(of, key=lambda one: one.against is not None):
+        for metric in self.composites:
+            if metric.against and not compared:
+                continue
             there = [name in found for name, _ in metric.parts(roles)]
             if all(there) if metric.aggregation == ALL else any(there):
                 found[metric.metric] = None
@@ -161,7 +186,7 @@ def load(name: str) -> Benchmark:
     Raises:
       UserError: there is none of this name, or its file is not one.
     """
-    parts = [_load(part.strip()) for part in name.split("+")]
+    parts = [_load(part) for part in _names(name)]
     distinct: dict[tuple[str, Names], Metric] = {}
     for part in parts:
         for metric in part.metrics:
@@ -175,43 +200,83 @@ def has(name: str, metric: str) -> bool:
 
 
 def version(name: str) -> str | None:
-    """A hash of the user's own files of a suite; None if there are none."""
-    own = [part.strip() for part in name.split("+") if part.strip() not in built_in()]
-    texts = [Path(part).read_bytes() for part in own]
-    return hashlib.sha256(b"".join(texts)).hexdigest()[:16] if own else None
+    """A hash of what a suite says that is not all built in; None of one that is."""
+    if set(_names(name)) <= set(built_in()):
+        return None
+    return hashlib.sha256(repr(load(name).metrics).encode()).hexdigest()[:16]
 
 
-def _load(name: str) -> Benchmark:
+def _names(name: str) -> list[str]:
+    return [part.strip() for part in name.split("+")]
+
+
+def _load(name: str, including: tuple[Path, ...] = ()) -> Benchmark:
+    """One suite; `including` are the files that it is included by, one by the other."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
-        return _read(path)
+        return _read((including[-1].parent / path) if including else path, including)
     if name not in built_in():
+        where = including[-1] if including else "evaluation.suite"
         raise UserError(
-            f"evaluation.suite: no suite {name!r}; there are {', '.join(built_in())}, or give the"
-            " path of a .yaml file"
+            f"{where}: no suite {name!r}; there are {', '.join(built_in())}, or give the path of a"
+            " .yaml file"
         )
     return _built_in(name)
 
 
 @cache
 def _built_in(name: str) -> Benchmark:
-    return _read(_FOLDER / f"{name}.yaml")
+    return _read(_FOLDER / f"{name}.yaml", ())
 
 
-def _read(path: Path) -> Benchmark:
+def _read(path: Path, including: tuple[Path, ...]) -> Benchmark:
+    if path.resolve() in [one.resolve() for one in including]:
+        way = " -> ".join(map(str, (*including, path)))
+        raise UserError(f"{path}: includes itself ({way}); remove one of the includes")
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"evaluation.suite: {path}: {error.strerror}") from None
+        by = f"; {including[-1]} includes it" if including else ""
+        raise UserError(
+            f"evaluation.suite: {path} cannot be read ({error.strerror}){by}; give the path of a"
+            " suite's file"
+        ) from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: a suite is a mapping of keys to values, found {kind_of(tree)}")
     own = validate(Benchmark, tree, where=str(path))
-    metrics = [*own.metrics, *(one for name in own.include for one in _load(name).metrics)]
+    parts = [_load(name, (*including, path)) for name in own.include]
+    metrics = [*own.metrics, *(one for part in parts for one in part.metrics)]
     if not metrics:
         raise UserError(f"{path}: no metrics; add some, or include a built-in suite")
-    return dataclasses.replace(own, metrics=tuple(metrics), include=())
+    whole = dataclasses.replace(own, metrics=tuple(metrics), include=())
+    _refuse_unclear(path, whole)
+    return whole
+
+
+def _refuse_unclear(path: Path, suite: Benchmark) -> None:
+    """Names that stand for two metrics, and metrics of what there is not."""
+    first: set[str] = set()
+    for metric in suite.metrics:
+        if metric.metric in first and not metric.each_set:
+            raise UserError(
+                f"{path}: metric {metric.metric!r} is there twice; give each its own name, or put"
+                f" {SET} in it to measure each set by itself"
+            )
+        first.add(metric.metric)
+    for metric in suite.metrics:
+        for name in metric.plain_of:
+            if not any(one.stands_for(name) for one in suite.metrics):
+                raise UserError(
+                    f"{path}: {metric.metric}: of: no metric {name!r}; there are"
+                    f" {', '.join(one.metric for one in suite.metrics)}; write a name, or"
+                    f" {_COMPLEMENT!r} and a name"
+                )
+    try:
+        _ = suite.composites
+    except graphlib.CycleError as error:
+        raise UserError(f"{path}: metrics of each other: {' -> '.join(error.args[1])}") from None
 
 
 def _known(what: str, name: str, allowed: Any) -> None:

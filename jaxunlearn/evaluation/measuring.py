@@ -51,8 +51,8 @@ def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
                 rows = [row for name in group for row in results.sets[name].rows]
                 one = find(ROWS, metric.aggregation, results.config.compat)(mine, rows)
             found[metric.metric.replace(SET, group[0])] = one
-    for metric in benchmark.metrics:
-        if metric.of and not metric.against:
+    for metric in benchmark.composites:
+        if not metric.against:
             # One whose metrics are all left out is left out too.
             known = _parts(metric, found, roles)
             found |= {metric.metric: NUMBERS[metric.aggregation](known)} if known else {}
@@ -82,7 +82,8 @@ def against(
     """
     (our_table, our_rows), (their_table, their_rows) = ours, theirs
     found: Table = {}
-    for metric in benchmark.metrics:
+    of_rows = [metric for metric in benchmark.metrics if not metric.of]
+    for metric in (*of_rows, *benchmark.composites):
         if not metric.against:
             continue
         if metric.aggregation in CHANGES:
@@ -103,7 +104,7 @@ def against(
                     left = left - right
                     right = _sample(our_rows, others, metric) - _sample(their_rows, others, metric)
                 found[metric.metric] = SAMPLES[metric.aggregation](left, right)
-    return found
+    return {one.metric: found[one.metric] for one in benchmark.metrics if one.metric in found}
 
 
 def _sample(rows: Rows, names: Sequence[str], metric: Metric) -> np.ndarray:

@@ -139,12 +139,14 @@ def refuse_existing(folder: str | Path) -> tuple[Path, Path]:
     """The two files that `write_logs` writes.
 
     Raises:
-      UserError: one of them is there already.
+      UserError: one of them is there already, or the folder is a file.
     """
     paths = Path(folder) / "TOFU_EVAL.json", Path(folder) / "TOFU_SUMMARY.json"
     for path in paths:
         if path.exists():
             raise UserError(f"{path}: is there already; move it away or name another folder")
+    if Path(folder).exists() and not Path(folder).is_dir():
+        raise UserError(f"{folder}: is a file; name a folder")
     return paths
 
 
@@ -300,12 +302,14 @@ def _values(path: Path, log: Mapping[str, Any], name: str, key: str) -> dict[int
 
 
 def _numbers(path: Path, where: str, value: Any) -> list[float]:
-    """A number or a list of them; NaN is one."""
+    """A number that is not negative, or a list of them; NaN is one."""
     values = value if isinstance(value, list) else [value]
-    if values and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+    numbers = all(isinstance(v, int | float) and not isinstance(v, bool) for v in values)
+    if values and numbers and all(v >= 0 or math.isnan(v) for v in values):
         return [float(v) for v in values]
     raise UserError(
-        f"{path}: {where} must be a number, found {value!r}; evaluate the retrained model again"
+        f"{path}: {where} must be a number >= 0, found {value!r}; evaluate the retrained model"
+        " again"
     )
 
 

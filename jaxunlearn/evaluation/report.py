@@ -220,6 +220,8 @@ def _results(
     """Table, legend and plane of (run, model, values)."""
     keys = list(dict.fromkeys(key for _, _, values in rows for key in values))
     columns = [column(key, [values for _, _, values in rows]) for key in keys]
+    last = ("privacy", "other", "training")  # what a reader looks at after the rest
+    columns.sort(key=lambda column: column["group"] in last)
     groups = Counter(column["group"] for column in columns)
     columns.sort(key=lambda column: list(groups).index(column["group"]))
     return {

@@ -194,7 +194,7 @@ def _aggregates(found: Mapping[str, Any], label: str) -> dict[str, dict[str, Ent
         found["relearning"][model][at]
         for model in (label, "retrained")
         for at in (0, -1)
-        if model in found.get("relearning", {})
+        if len(found.get("relearning", {}).get(model, ())) > 1
     ]
     by_format = {one["name"]: one for one in found.get("quantisation", {}).get(label, [])}
     pair = [by_format[name] for name in ("none", "nf4") if name in by_format]

@@ -52,12 +52,12 @@ class Evaluation:
         return np.array([np.nan if value is None else value for value in values], np.float64)
 
 
-def check(config: EvaluationConfig, roles: Mapping[str, str] | None = None) -> None:
+def check(config: EvaluationConfig, sets: Mapping[str, EvalSet] | None = None) -> None:
     """Refuses settings that the suite cannot follow.
 
     Args:
       config: of the evaluation.
-      roles: evaluation set to its role, if known.
+      sets: name to rows and role, if known.
 
     Raises:
       UserError: no such suite, a setting that means nothing to it, or nothing for it to measure.
@@ -70,8 +70,8 @@ def check(config: EvaluationConfig, roles: Mapping[str, str] | None = None) -> N
         )
     if (config.compat == "melu") > ("melu" in used):
         raise UserError(f"evaluation.compat: melu is for suite melu, not {config.suite}")
-    if roles is not None and not any(chosen.plan(roles).values()):
-        there = ", ".join(f"{name} ({role})" for name, role in roles.items())
+    if sets is not None and not chosen.names(sets, compared=True):
+        there = ", ".join(f"{name} ({one.role})" for name, one in sets.items())
         raise UserError(
             f"evaluation.suite: {config.suite} measures nothing of the evaluation sets {there};"
             " choose another suite, or add its sets with data.sets"

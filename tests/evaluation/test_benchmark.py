@@ -86,8 +86,8 @@ def test_metrics_of_metrics_wherever_they_stand():
     table, _ = measuring.measure(
         rows(
             {"metric": "score", "of": ["1 - forget_p", "retain_p"], "aggregation": "harmonic_mean"},
-            {"metric": "first", "of": ["nothing", "score"], "aggregation": "first"},
-            {"metric": "none", "of": "nothing", "aggregation": "mean"},
+            {"metric": "first", "of": ["general_p", "score"], "aggregation": "first"},
+            {"metric": "none", "of": "general_p", "aggregation": "mean"},
             {
                 "metric": "each",
                 "data": ["forget", "retain"],
@@ -215,6 +215,27 @@ metrics:
     assert benchmark.version(own) != first and benchmark.version("tofu") is None
 
 
+def test_what_is_included_counts_and_is_found_beside_the_file(tmp_path):
+    inner = tmp_path / "sub" / "inner.yaml"
+    inner.parent.mkdir()
+    inner.write_text("name: i\nabout: a\ninclude: other.yaml\n")
+    (tmp_path / "sub" / "other.yaml").write_text("name: o\nabout: a\ninclude: memory\n")
+    own = write(tmp_path, "name: m\nabout: a\ninclude: sub/inner.yaml\n")
+    assert benchmark.load(own).metrics == benchmark.load("memory").metrics
+    before = benchmark.version(own)
+    (tmp_path / "sub" / "other.yaml").write_text("name: o\nabout: a\ninclude: privacy\n")
+    assert benchmark.version(own) != before
+
+
+def test_composites_come_after_what_they_are_of():
+    names = [metric.metric for metric in benchmark.load("tofu").composites]
+    for first, then in (
+        ("privacy_loss_similarity", "privacy_score"), ("privacy_score", "overall_score"),
+        ("model_utility", "utility_score"), ("utility_score", "overall_score"),
+    ):  # fmt: skip
+        assert names.index(first) < names.index(then)
+
+
 def test_suites_can_be_joined():
     both = benchmark.load("memory + wmdp")
     assert [m.metric for m in both.metrics[:2]] == ["{set}_probability", "{set}_rouge"]
@@ -231,6 +252,18 @@ def test_suites_can_be_joined():
         ("name: x\nabout: y\nmetric: []\n", "unknown key metric; the closest known key is metrics"),
         ("name: x\nabout: y\ninclude: tofuu\n", "no suite 'tofuu'"),
         ("a: [", "not valid YAML"),
+        ("name: x\nabout: y\ninclude: mine.yaml\n", "includes itself ("),
+        ("name: x\nabout: y\ninclude: gone.yaml\n", "mine.yaml includes it"),
+        ("name: x\ninclude: memory\n", "about: is missing"),
+        ("{metric: m, of: [1 - nothing], aggregation: mean}", "m: of: no metric 'nothing'"),
+        ("{metric: m, of: [m - 1], aggregation: mean}", "no metric 'm - 1'"),
+        ("{metric: m, of: [m], aggregation: mean}", "metrics of each other: m -> m"),
+        ("{metric: '{sett}_m', data: forget, statistic: rouge}", "the only thing in braces"),
+        (
+            "{metric: m, data: forget, statistic: rouge}\n"
+            "  - {metric: m, data: retain, statistic: rouge}",
+            "metric 'm' is there twice",
+        ),
         ("{metric: m, data: forget, statistic: rogue}", "statistic 'rogue' is unknown; use one of"),
         (
             "{metric: m, data: forget, statistic: rouge, aggregation: auc}",
@@ -256,12 +289,13 @@ def test_bad_files_are_named(tmp_path, text, words):
         ({"suite": "no/such.yaml"}, "No such file"),
         ({"suite": "tofu", "embedder": "a.py:f"}, "does not compare meanings"),
         ({"suite": "tofu", "compat": "melu"}, "is for suite melu"),
+        ({"suite": "wmdp"}, "measures nothing of the evaluation sets forget (forget)"),
         ({"suite": "muse"}, "measures nothing of the evaluation sets forget (forget)"),
     ],
 )
 def test_settings_that_cannot_be_followed(settings, words):
     with pytest.raises(UserError) as fault:
-        suite.check(EvaluationConfig(**settings), {"forget": "forget"})
+        suite.check(EvaluationConfig(**settings), {"forget": EvalSet("forget", FORGET)})
     assert words in str(fault.value)
 
 

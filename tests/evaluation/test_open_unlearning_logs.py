@@ -157,19 +157,25 @@ def changed(name, value):
         ({"forget_quality": {"agg_value": 1}}, "neither forget_truth_ratio nor mia_min_k; eval"),
         ({"forget_truth_ratio": {"agg_value": 1}}, "forget_truth_ratio: has no rows under value"),
         ({"forget_truth_ratio": by_index()}, "forget_truth_ratio: has no rows under value"),
-        ({"forget_truth_ratio": by_index({"prob": 1.0})}, "row 0: score must be a number, found N"),
+        (
+            {"forget_truth_ratio": by_index({"prob": 1.0})},
+            "row 0: score must be a number >= 0, found N",
+        ),
         (
             {"forget_truth_ratio": by_index({"score": "1"})},
-            "row 0: score must be a number, found '",
+            "row 0: score must be a number >= 0, found '",
         ),
-        ({"forget_truth_ratio": by_index({"score": True})}, "must be a number, found True"),
-        ({"forget_truth_ratio": by_index({"score": []})}, r"must be a number, found \[\]"),
+        ({"forget_truth_ratio": by_index({"score": True})}, "must be a number >= 0, found True"),
+        ({"forget_truth_ratio": by_index({"score": []})}, r"must be a number >= 0, found \[\]"),
         ({"forget_truth_ratio": by_index(0.5)}, "forget_truth_ratio: has no rows under value"),
         ({"forget_truth_ratio": {"value_by_index": {"a": {}}}}, "has no rows under value_by_index"),
         ({"forget_truth_ratio": {"value_by_index": [{"score": 1}]}}, "has no rows under"),
         ({"forget_truth_ratio": {"value_by_index": {"1": {"score": 1}}}}, "row 0 is missing"),
         ({"mia_min_k": {"agg_value": 0.5}}, "mia_min_k: forget: has no rows"),
-        (changed("mia_min_k", {"auc": 0.5}), "mia_min_k: agg_value must be a number, found None"),
+        (
+            changed("mia_min_k", {"auc": 0.5}),
+            "mia_min_k: agg_value must be a number >= 0, found None",
+        ),
         (changed("forget_Q_A_ROUGE", by_index({})), "row 0: input and ground_truth must be texts"),
         (changed("forget_Q_A_ROUGE", by_index(rouge("a", "b"))), "forget_Q_A_ROUGE has no row 1"),
         (changed("forget_Q_A_PERT_Prob", by_index(prob(1.0))), None),
@@ -286,7 +292,7 @@ def test_nothing_is_overwritten(tmp_path, name):
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(UserError, match=r"file: cannot be made \(File exists\); name another"):
+    with pytest.raises(UserError, match=r"file: is a file; name a folder"):
         write_logs(tmp_path / "file", *ours())
 
 
