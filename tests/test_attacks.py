@@ -502,7 +502,7 @@ def test_several_runs_are_attacked_in_turn(finished, tmp_path, monkeypatch, caps
     # The same run twice: means and both ends are its own numbers.
     ours, theirs = (r["aggregates"]["npo"]["probability"]["Q"] for r in (both, one))
     assert ours["value"] == theirs["value"] and ours["ci"] == [theirs["value"]] * 2
-    assert "least and greatest of n runs" in Path("attacks.html").read_text()
+    assert "least and greatest value of the seeds" in Path("attacks.html").read_text()
 
 
 def test_models_after_requests(tmp_path, monkeypatch):
