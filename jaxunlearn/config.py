@@ -188,12 +188,15 @@ class TrainingConfig:
 
 @dataclass(frozen=True, config=_STRICT)
 class AdapterConfig:
-    """Low-rank adapters on every linear layer; the scale of the branch is alpha / rank."""
+    """Low-rank adapters on the linear layers; the scale of the branch is alpha / rank."""
 
     rank: Count = 8
     alpha: Positive = 16.0
     rslora: bool = False
     """Rank-stabilised: the scale is alpha / sqrt(rank)."""
+    targets: str | None = None
+    """Regular expression over the kernels' paths, such as attention/(q|v), or layers/5/ for one
+    layer; default: every linear layer."""
 
     @property
     def scale(self) -> float:

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.errors import UserError
+from jaxunlearn.models.adapter_algebra import choose, stacked_count
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_logits
 from jaxunlearn.models.placement import spread
@@ -58,6 +59,7 @@ def generate(
     prompts: Sequence[Sequence[int]],
     *,
     lora: Params | None = None,
+    choice: Sequence[int] | None = None,
     max_new_tokens: int,
     stop_tokens: Sequence[int],
     sampling: Sampling = Sampling(),
@@ -72,6 +74,8 @@ def generate(
       params: its parameters.
       prompts: token ids of each prompt, of any lengths >= 1.
       lora: adapter tree, already scaled; None for the bare model.
+      choice: each prompt's adapter of those that `adapter_algebra.stack` made `lora` of, -1 for
+        none; None: `lora` is one adapter, and every prompt's.
       max_new_tokens: most ids to add to a prompt.
       stop_tokens: ids that end a continuation; they are not part of it.
       sampling: how the next id is drawn.
@@ -83,9 +87,12 @@ def generate(
       The new ids of each prompt, in the order of ``prompts``.
 
     Raises:
-      UserError: a prompt is empty, too long for the model or holds an id it does not know.
+      UserError: a prompt is empty, too long for the model or holds an id it does not know, or a
+        choice is none of the adapters.
     """
     _check_prompts(config, prompts, max_new_tokens)
+    if choice is not None:
+        _check_choice(lora, choice, len(prompts))
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
     draw = _Draw(
@@ -104,12 +111,16 @@ def generate(
         tokens, starts = _left_pad([prompts[row] for row in rows], size)
         indices = np.full(size, -1, np.int32)
         indices[: len(rows)] = rows
+        chosen = None
+        if choice is not None:
+            chosen = np.full(size, -1, np.int32)
+            chosen[: len(rows)] = [choice[row] for row in rows]
         new_tokens, counts = _decode(
             config,
             -(-max_new_tokens // _NARROWEST) * _NARROWEST,
             mode,
             *there.tree,
-            *there.deal((tokens, starts, indices)),
+            *there.deal((tokens, starts, indices, chosen)),
             jnp.int32(max_new_tokens),
             jnp.asarray(stop_tokens, jnp.int32),
             draw,
@@ -152,6 +163,7 @@ def _decode(
     tokens_BT: jax.Array,
     starts_B: jax.Array,
     rows_B: jax.Array,
+    choice_B: jax.Array | None,
     limit: jax.Array,
     stop_tokens: jax.Array,
     draw: _Draw,
@@ -159,6 +171,7 @@ def _decode(
 ) -> tuple[jax.Array, jax.Array]:
     """New tokens [B, room] and how many of them count; rows with a negative index are padding."""
     batch, width = tokens_BT.shape
+    lora = lora if choice_B is None else choose(lora, choice_B)
     layers = list(
         zip(
             unstack_layers(params, config.num_layers),
@@ -330,4 +343,19 @@ def _check_prompts(
             raise UserError(
                 f"prompt {row} holds token ids from {min(prompt)} to {max(prompt)}, but the "
                 f"model's vocabulary has ids 0 to {config.vocab_size - 1}: use its own tokenizer"
+            )
+
+
+def _check_choice(lora: Params | None, choice: Sequence[int], prompts: int) -> None:
+    if lora is None or len(choice) != prompts:
+        raise UserError(
+            f"choice has {len(choice)} entries for {prompts} prompts and "
+            f"{'no' if lora is None else 'stacked'} adapters: give one entry for each prompt, and "
+            "lora=stack(adapters)"
+        )
+    for row, number in enumerate(choice):
+        if not -1 <= number < stacked_count(lora):
+            raise UserError(
+                f"choice {row} is {number}: there are adapters 0 to {stacked_count(lora) - 1}, and "
+                "-1 for none"
             )

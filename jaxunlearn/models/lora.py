@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxunlearn.models.parameter_patterns import matching_layers
+
 Tree = Mapping[str, Any]
 
 
@@ -30,24 +32,38 @@ class Adapter:
         return scale(self.factors, self.scale)
 
 
-def init(params: Tree, rank: int, *, key: jax.Array) -> Tree:
-    """Fresh float32 factors for every linear kernel in the layers; the branch starts at zero.
+def init(params: Tree, rank: int, *, key: jax.Array, targets: str | None = None) -> Tree:
+    """Fresh float32 factors for linear kernels in the layers; the branch starts at zero.
 
-    a ~ U(-1/sqrt(in), 1/sqrt(in)) and b = 0, as the PEFT library has it.
+    a ~ U(-1/sqrt(in), 1/sqrt(in)) and b = 0, as the PEFT library has it. A kernel that only some
+    layers are to adapt has a = 0 too in the others: both gradients are 0 there, and so it stays.
+
+    Args:
+      params: whose kernels are adapted.
+      rank: of every adapter.
+      key: of the draws; a kernel's do not depend on what else is adapted.
+      targets: regular expression over the kernels' paths; see `matching_layers`. None: all.
+
+    Raises:
+      UserError: `targets` is no regular expression, or matches nothing.
     """
     kernels = {
         path: leaf
         for path, leaf in flatten_dict(params).items()
         if path[0] == "layers" and path[-1] == "kernel"
     }
+    chosen = matching_layers(kernels, targets, "adapter.targets")
     factors = {}
     for path, subkey in zip(sorted(kernels), jax.random.split(key, len(kernels)), strict=True):
-        layers, rows, columns = kernels[path].shape
+        if path not in chosen:
+            continue
+        count, rows, columns = kernels[path].shape
         bound = rows**-0.5
-        factors[(*path[:-1], "a")] = jax.random.uniform(
-            subkey, (layers, rows, rank), jnp.float32, -bound, bound
-        )
-        factors[(*path[:-1], "b")] = jnp.zeros((layers, rank, columns), jnp.float32)
+        a = jax.random.uniform(subkey, (count, rows, rank), jnp.float32, -bound, bound)
+        if chosen[path] is not None:
+            a = jnp.where(jnp.isin(jnp.arange(count), jnp.array(chosen[path]))[:, None, None], a, 0)
+        factors[(*path[:-1], "a")] = a
+        factors[(*path[:-1], "b")] = jnp.zeros((count, rank, columns), jnp.float32)
     return unflatten_dict(factors)
 
 
@@ -58,10 +74,23 @@ def scale(factors: Tree, by: float | jax.Array) -> Tree:
 
 
 def merge(params: Tree, scaled_factors: Tree) -> Tree:
-    """Params with kernel + a @ b in place of every adapted kernel; dtype of the kernel is kept."""
+    """Params with kernel + a @ b in place of every adapted kernel.
+
+    The sum is computed in float32 and rounded once, to the dtype of the kernel.
+    """
     merged, flat = dict(flatten_dict(params)), flatten_dict(scaled_factors)
     for path in {path[:-1] for path in flat}:
         kernel = merged[(*path, "kernel")]
-        delta = jnp.einsum("lir,lro->lio", flat[(*path, "a")], flat[(*path, "b")])
-        merged[(*path, "kernel")] = (kernel.astype(delta.dtype) + delta).astype(kernel.dtype)
+        delta = product(flat[(*path, "a")], flat[(*path, "b")])
+        merged[(*path, "kernel")] = (wide(kernel) + delta).astype(kernel.dtype)
     return unflatten_dict(merged)
+
+
+def product(a: jax.Array, b: jax.Array) -> jax.Array:
+    """a @ b in full float32, on every kind of device."""
+    return jnp.matmul(wide(a), wide(b), precision=jax.lax.Precision.HIGHEST)
+
+
+def wide(x: jax.Array) -> jax.Array:
+    """The array in float32, or in float64 if it is that already."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -98,7 +98,8 @@ def export_adapter(
     """Writes the model's adapter as PEFT reads it, on top of the base model at `base`.
 
     Where the file fuses projections that are adapted one by one here, their factors are laid side
-    by side: the rank adds up, the function is the same.
+    by side: the rank adds up, the function is the same. Layers in which a module's factors are all
+    0 are left out, and its other layers are named one by one.
 
     Raises:
       UserError: the model has no adapter, or the folder is already there.
@@ -114,12 +115,14 @@ def export_adapter(
         pairs = {p: flat.get((*p[:-1], "a")) for p, _ in weight.parts}
         if all(a is None for a in pairs.values()):
             continue
-        for layer, name in enumerate(weight.names(model.config.num_layers)):
-            a, b = _joined(weight, flat, layer)
-            module = _PREFIX + name.removesuffix(".weight")
-            tensors[f"{module}.lora_A.weight"] = np.ascontiguousarray(a.T)
-            tensors[f"{module}.lora_B.weight"] = np.ascontiguousarray(b.T)
-            ranks[_target(weight, table)] = a.shape[1]
+        names = [name.removesuffix(".weight") for name in weight.names(model.config.num_layers)]
+        joined = {name: _joined(weight, flat, layer) for layer, name in enumerate(names)}
+        # An adapter of zeros everywhere is written whole, or nothing would say that it is there.
+        used = {name: pair for name, pair in joined.items() if pair[0].any() or pair[1].any()}
+        for name, (a, b) in (used or joined).items():
+            tensors[f"{_PREFIX}{name}.lora_A.weight"] = np.ascontiguousarray(a.T)
+            tensors[f"{_PREFIX}{name}.lora_B.weight"] = np.ascontiguousarray(b.T)
+            ranks[name if 0 < len(used) < len(names) else _target(weight, table)] = a.shape[1]
     with new_folder(Path(folder), overwrite) as out:
         conv1d = not table[0].transpose
         write_json(out / SETTINGS, _settings(ranks, model.adapter.scale, str(base), conv1d))

@@ -6,7 +6,8 @@ L layers.
 
 Parameters are a plain nested dict whose layers are stacked on axis 0. A LoRA tree mirrors its
 ``layers`` part with ``{"a": [L, in, r], "b": [L, r, out]}`` at each adapted projection; it is
-passed already scaled and runs beside the frozen kernel, never merged into it.
+passed already scaled and runs beside the frozen kernel, never merged into it. A tree of
+`adapter_algebra.choose` holds several adapters, and which one each row of the batch has.
 """
 
 import dataclasses
@@ -273,7 +274,12 @@ class Projection(nn.Module):
             y = y + bias.astype(self.dtype)[None]
         if self.has_variable("lora", "a"):
             a, b = (self.get_variable("lora", name).astype(self.dtype) for name in ("a", "b"))
-            y = y + (rows @ a) @ b
+            if self.has_variable("lora", "choice"):
+                choice_B = self.get_variable("lora", "choice")
+                a, b = (of.at[choice_B].get(mode="fill", fill_value=jnp.nan) for of in (a, b))
+                y = y + ((x @ a) @ b).reshape(y.shape)
+            else:
+                y = y + (rows @ a) @ b
         return y.reshape(*x.shape[:-1], self.features)
 
 

@@ -4,12 +4,14 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import lora, transformer
+from jaxunlearn.models.adapter_algebra import add, concatenate
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.peft_adapter import export_adapter
 
@@ -17,10 +19,13 @@ TOKENS = np.random.default_rng(0).integers(3, 90, (2, 24))
 logits_of = jax.jit(transformer.logits, static_argnums=0)
 
 
-def with_adapter(model, rank=4, alpha=6.0):
-    factors = lora.init(model.params, rank, key=jax.random.key(0))
-    keys = iter(jax.random.split(jax.random.key(1), len(jax.tree.leaves(factors))))
-    factors = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), factors)
+def with_adapter(model, rank=4, alpha=6.0, targets=None, seed=0):
+    factors = lora.init(model.params, rank, key=jax.random.key(seed), targets=targets)
+    keys = iter(jax.random.split(jax.random.key(seed + 1), len(jax.tree.leaves(factors))))
+    adapted = jax.tree.leaves(factors)[0].any((1, 2), keepdims=True)
+    factors = jax.tree.map(
+        lambda x: x + adapted * 0.1 * jax.random.normal(next(keys), x.shape), factors
+    )
     return dataclasses.replace(model, adapter=lora.Adapter(factors, alpha / rank))
 
 
@@ -229,6 +234,64 @@ def test_ours_there_and_back(base_folders, tmp_path, name):
     assert np.abs(expected - torch_logits(torch_base(base))).max() > 0.1
     np.testing.assert_allclose(loaded_by_peft(base, out), expected, atol=1e-4)
     np.testing.assert_allclose(adapted_logits(load_model(out)), expected, atol=1e-4)
+
+
+TARGETS = {
+    # Target pattern: target_modules of each base.
+    "attention/(q|v)": {
+        "qwen2": ["q_proj", "v_proj"], "phi3": ["qkv_proj"], "gpt_neox": ["query_key_value"],
+        "gpt2": ["c_attn"],
+    },
+    "layers/1/mlp/down": {
+        "qwen2": ["model.layers.1.mlp.down_proj"], "phi3": ["model.layers.1.mlp.down_proj"],
+        "gpt_neox": ["gpt_neox.layers.1.mlp.dense_4h_to_h"],
+        "gpt2": ["transformer.h.1.mlp.c_proj"],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("targets", TARGETS)
+@pytest.mark.parametrize("name", ["qwen2", *FUSED])
+def test_targets_there_and_back(base_folders, tmp_path, name, targets):
+    base = base_folders[name]
+    model = with_adapter(load_model(base), targets=targets)
+    out = export_adapter(model, tmp_path / "adapter", base=base)
+    written = json.loads((out / "adapter_config.json").read_text())
+    assert written["target_modules"] == TARGETS[targets][name]
+    expected = adapted_logits(model)
+    assert np.abs(expected - torch_logits(torch_base(base))).max() > 0.01
+    np.testing.assert_allclose(loaded_by_peft(base, out), expected, atol=1e-4)
+    np.testing.assert_allclose(adapted_logits(load_model(out)), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2", *FUSED])
+def test_concatenated_adapters_there_and_back(base_folders, tmp_path, name):
+    base = base_folders[name]
+    bare = load_model(base)
+    rows = [
+        with_adapter(bare, rank=2),
+        with_adapter(bare, rank=3, targets="attention/(q|v)", seed=5),
+        with_adapter(bare, rank=1, targets="layers/0/mlp", seed=7),
+    ]
+    weights = [1.0, -0.5, 0.8]
+    adapters = [model.adapter for model in rows]
+    model = dataclasses.replace(bare, adapter=concatenate(adapters, weights))
+    out = export_adapter(model, tmp_path / "adapter", base=base)
+    params = bare.params
+    for adapter, weight in zip(adapters, weights, strict=True):
+        params = add(params, adapter, weight)
+    expected = logits_of(bare.config, params, TOKENS)
+    np.testing.assert_allclose(adapted_logits(model), expected, atol=1e-4)
+    np.testing.assert_allclose(loaded_by_peft(base, out), expected, atol=1e-4)
+    np.testing.assert_allclose(adapted_logits(load_model(out)), expected, atol=1e-4)
+
+
+def test_an_adapter_of_zeros_is_still_one(tiny, tiny_folder, tmp_path):
+    model = with_adapter(tiny)
+    zeros = jax.tree.map(jnp.zeros_like, model.adapter.factors)
+    model = dataclasses.replace(model, adapter=lora.Adapter(zeros, 1.5))
+    back = load_model(export_adapter(model, tmp_path / "adapter", base=tiny_folder))
+    jax.tree.map(np.testing.assert_array_equal, back.adapter.factors, zeros)
 
 
 def test_an_adapter_on_the_head_is_refused(base_folders, tmp_path):

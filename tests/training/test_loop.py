@@ -175,11 +175,24 @@ def test_training_by_pattern(tiny, job):
     assert same(tiny.params["embed"], trained["embed"])
 
 
+def test_an_adapter_on_some_layers(tiny, job):
+    trained = train(
+        tiny, *job, TRAINING, adapter=AdapterConfig(2, targets="layers/1/mlp/(up|down)")
+    )
+    factors = trained.adapter.factors["layers"]
+    assert set(factors) == {"mlp"} and set(factors["mlp"]) == {"up", "down"}
+    for pair in factors["mlp"].values():
+        for factor in pair.values():
+            assert not factor[0].any() and factor[1].any()
+
+
 def test_bad_patterns(tiny, job):
     with pytest.raises(UserError, match="matches no parameter; there are"):
         train(tiny, *job, dataclasses.replace(TRAINING, train_only="nothing"))
     with pytest.raises(UserError, match="not a regular expression"):
         train(tiny, *job, dataclasses.replace(TRAINING, train_only="("))
+    with pytest.raises(UserError, match=r"adapter\.targets: 'nothing' matches no parameter"):
+        train(tiny, *job, TRAINING, adapter=AdapterConfig(targets="nothing"))
     both = dataclasses.replace(TRAINING, train_only="mlp")
     with pytest.raises(UserError, match="cannot be combined with adapter"):
         train(tiny, *job, both, adapter=AdapterConfig())

@@ -344,3 +344,18 @@ def test_wrong_options_are_one_line(name, options, message):
         resolve_options(name, options)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_zeros_without_a_gradient_stay_zeros(name):
+    """What holds the layers that an adapter's `targets` leave out."""
+    params = {"params": {"a": jnp.zeros((2, 4, 3)).at[0].set(1.0).at[0, 0].set(-2.0)}}
+    optimizer, numbers = OPTIMIZERS[name], hyper(name)
+    state = optimizer.init(params)
+    for _ in range(3):
+        slope = jax.tree.map(lambda x: 2 * x, params)
+        params, state = optimizer.update(
+            slope, state, params, rate=RATE, hyper=numbers, hessian=lambda slope=slope: slope
+        )
+    found = optimizer.final(state, params)["params"]["a"]
+    assert not np.asarray(found[1]).any() and np.asarray(found[0]).any()
