@@ -203,16 +203,14 @@ def stack(adapters: Sequence[Adapter]) -> Tree:
     pairs = [factor_pairs(adapter) for adapter in adapters]
     stacked = {}
     for path in sorted({path for known in pairs for path in known}):
-        there = [known.get(path) for known in pairs]
-        layers, rows, columns = next(_shape(pair) for pair in there if pair)
-        rank = max(pair[0].shape[-1] for pair in there if pair)
-        a = jnp.zeros((layers, len(pairs) + 1, rows, rank), jnp.float32)
-        b = jnp.zeros((layers, len(pairs) + 1, rank, columns), jnp.float32)
-        for n, pair in enumerate(there, start=1):
-            if pair is not None:
-                used = pair[0].shape[-1]
-                a, b = a.at[:, n, :, :used].set(pair[0]), b.at[:, n, :used].set(pair[1])
-        stacked[path] = (a, b)
+        layers, rows, columns = next(_shape(known[path]) for known in pairs if path in known)
+        none = (jnp.zeros((layers, rows, 0)), jnp.zeros((layers, 0, columns)))
+        there = [none, *(known.get(path, none) for known in pairs)]
+        rank = max(a.shape[-1] for a, _ in there)
+        stacked[path] = (
+            jnp.stack([_padded(a, -1, rank) for a, _ in there], axis=1),
+            jnp.stack([_padded(b, -2, rank) for _, b in there], axis=1),
+        )
     return _adapter(stacked).factors
 
 
@@ -248,6 +246,13 @@ def _shape(pair: Factors) -> tuple[int, int, int]:
     """[L, in, out] of the delta."""
     a, b = pair
     return (*a.shape[:2], b.shape[-1])
+
+
+def _padded(factor: jax.Array, axis: int, rank: int) -> jax.Array:
+    """The factor with zeros up to a larger rank."""
+    widths = [(0, 0)] * factor.ndim
+    widths[axis] = (0, rank - factor.shape[axis])
+    return jnp.pad(factor, widths)
 
 
 def _norms(adapter: Adapter) -> dict[Path, jax.Array]:

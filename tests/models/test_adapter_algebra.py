@@ -66,8 +66,10 @@ def kernel(params, name):
 def live_adapter(params, seed, rank=3, targets=None, scale=0.7):
     """An adapter of a model with a branch that changes its logits."""
     factors = lora.init(params, rank, key=jax.random.key(seed), targets=targets)
-    keys = iter(jax.random.split(jax.random.key(seed + 100), len(jax.tree.leaves(factors))))
-    noisy = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), factors)
+    rng = np.random.default_rng(seed)
+    noisy = jax.tree.map(
+        lambda x: jnp.asarray(x + 0.1 * rng.normal(size=x.shape), jnp.float32), factors
+    )
     return Adapter(noisy, scale)
 
 
@@ -369,6 +371,7 @@ def adapters(tiny):
 CHOICE = np.array([2, -1, 0, 1, 0, 2], np.int32)
 
 
+@pytest.mark.slow
 def test_stacked_equals_one_by_one(tiny, adapters):
     stacked = stack(adapters)
     assert algebra.stacked_count(stacked) == 3
@@ -387,8 +390,6 @@ def test_stacked_equals_one_by_one(tiny, adapters):
     for number in range(3):
         other = compiled(np.full(6, number, np.int32))
         assert float(jnp.abs(other[1] - together[1]).max()) > 1e-2
-    np.testing.assert_array_equal(compiled(np.full(6, -1, np.int32)),
-                                  logits_of(tiny.config, tiny.params, TOKENS))  # fmt: skip
 
 
 def test_a_choice_outside_gives_nan(tiny, adapters):
