@@ -36,7 +36,7 @@ def orthogonality_penalty(frozen: Tree, trained: Tree, *, form: Penalty = "abs_s
     Returns:
       float32 [].
 
-    Reference: Wang et al., Orthogonal subspace learning, arXiv 2310.14152, equation 6.
+    Reference: Wang et al., Orthogonal subspace learning, arXiv 2310.14152.
 
     >>> old, new = ({"q": {"a": jnp.array([[[x], [2.0]]])}} for x in (1.0, -5.0))
     >>> [float(orthogonality_penalty(old, new, form=form)) for form in ("abs_sum", "sq_sum")]
