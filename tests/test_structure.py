@@ -12,7 +12,7 @@ PACKAGE = Path(jaxunlearn.__file__).parent
 ORDER = [
     "errors", "writing", "validation", "user_file", "config", "config_file", "data", "models",
     "methods",
-    "training", "evaluation", "tables", "unlearning", "progress", "runs", "evaluating",
+    "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "evaluating",
     "stages", "experiment", "shadows", "attacks", "sweep", "api", "harness", "commands", "cli",
 ]  # fmt: skip
 

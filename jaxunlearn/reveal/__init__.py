@@ -1,0 +1,1 @@
+"""A model tells what it knows: search for instructions, and the texts that they bring out."""
