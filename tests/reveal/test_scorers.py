@@ -45,7 +45,7 @@ def test_a_scorer_of_ones_own(own, body):
         ("return [1.0, 0.5, float('inf')]", "gives inf for row 2 of 3"),
         ("return [1.0, -0.01, 7.0]", r"gives -0.01 for row 1 of 3 texts"),
         ("return [1.01, 1.0, 1.0]", r"gives 1.01 for row 0 of 3 texts"),
-        ("return [1.0]", r"shape \(1,\) for 3 texts; return one number in \[0, 1\] per text, \[3\]"),
+        ("return [1.0]", r"shape \(1,\) for 3 texts; return one number in \[0, 1\] per text, "),
         ("return 0.5", r"shape \(\)"),
         ("return [[0.5]] * 3", r"shape \(3, 1\)"),
         ("return [0.5, 'high', 0.5]", "gives str for row 1; return"),
