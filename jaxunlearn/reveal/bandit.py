@@ -16,79 +16,25 @@ References:
   Zhang et al., Neural Thompson Sampling, arXiv 2010.00827; Li et al., A Contextual-Bandit Approach
   to Personalized News Article Recommendation, arXiv 1003.0146 (LinUCB); Lin et al., Use Your
   INSTINCT, arXiv 2310.02905 (NeuralUCB over instructions); Xie et al., Reveal and Release, arXiv
-  2509.14624, which says that it searches with NeuralUCB. Its settings are not known to us: the
-  defaults here are ours, measured on the fixtures in the tests, `INSTINCT` holds those of that
-  paper's code.
+  2509.14624, which searches with NeuralUCB, as summaries of it say. Its settings are not known to
+  us: the defaults of `Bandit` are ours, chosen on the fixtures of the tests; `INSTINCT` holds those
+  of that paper's code.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxunlearn.validation import Count, NonNegative, Positive
+from jaxunlearn.reveal.bandit_settings import Bandit
+from jaxunlearn.reveal.reward_models import LINEAR, NETWORK, NOTHING, Model, Params
 
-Params = Any
 _CHUNK = 128  # arms whose gradients are in memory at a time
-
-
-@dataclass(frozen=True)
-class Bandit:
-    """Settings of a bandit; a compiled program is specialised to them."""
-
-    mode: Literal["ucb", "thompson", "greedy", "random", "linucb"] = "ucb"
-    """See `select`. `linucb` is ucb with a linear model, fitted by ridge regression."""
-    width: Count = 64
-    """Units of the network's one hidden layer."""
-    bonus: NonNegative = 1.0
-    """Weight of the deviation."""
-    lam: Positive = 0.1
-    """Ridge of the design matrix, and of the fit."""
-    design: Literal["diagonal", "full"] = "diagonal"
-    """U of a network's P weights: P or P^2 numbers. That of linucb is always full."""
-    rate: Positive = 3e-3
-    """Adam's learning rate."""
-    steps: Count = 500
-    """Adam's steps in one fit."""
-    sub_pool: Count = 250
-    """Arms among which one is selected."""
-    init: Literal["he", "normal"] = "he"
-    """Initial weights: N(0, 2 / D) into the hidden layer, N(0, 1 / width^2) out of it, biases 0; or
-    everything N(0, 1) as INSTINCT. An output layer of He's size predicts rewards around -1 to 1
-    where nothing was pulled, and its regret on the fixtures is twice as large."""
-    design_points: Literal["accumulated", "recomputed", "selected"] = "accumulated"
-    """What is in U. `accumulated`: each pull with its gradient at the weights that selected it
-    (NeuralUCB), the initial ones at the weights of the first fit. `recomputed`: all pulls, at the
-    weights of the last fit. `selected`: as accumulated, without the initial pulls (INSTINCT's
-    quirk)."""
-    standardise: Literal["pool", "pulled"] = "pool"
-    """Mean and deviation of contexts: over the whole pool, or over the pulled ones and none before
-    the first fit (INSTINCT's quirk)."""
-    fit_initial: bool = True
-    """False: the initial pulls are not fitted before the first selection (INSTINCT's quirk)."""
-    repeat_arms: bool = False
-    """Whether an arm may be pulled again (INSTINCT's quirk)."""
-
-
-INSTINCT = Bandit(
-    width=100,
-    rate=1e-3,
-    steps=1000,
-    sub_pool=1000,
-    init="normal",
-    design_points="selected",
-    standardise="pulled",
-    fit_initial=False,
-    repeat_arms=True,
-)
-"""As the code of INSTINCT (arXiv 2310.02905) has it, in float32 instead of float64."""
 
 
 class State(NamedTuple):
@@ -306,7 +252,7 @@ def _select(settings: Bandit, state: State, contexts: jax.Array) -> jax.Array:
 
 def _round_keys(state: State) -> jax.Array:
     """Of the sub-pool and of the scores."""
-    key = jax.random.wrap_key_data(state.seed)
+    _, key = jax.random.split(jax.random.wrap_key_data(state.seed))
     return jax.random.split(jax.random.fold_in(key, state.count))
 
 
@@ -331,7 +277,7 @@ def _fit(settings: Bandit, state: State, contexts: jax.Array) -> State:
 def _accumulate(
     settings: Bandit, state: State, contexts: jax.Array, since: int | jax.Array
 ) -> State:
-    """U with the pulls from `since` on, at the weights before they were fitted."""
+    """U with the pulls from `since` on, at the present weights."""
     new = _pulled(state) & (jnp.arange(len(state.arms)) >= since)
     x_CD = _standardised(state, contexts[state.arms])
     design = _with_points(settings, state.design, state.params, x_CD, new)
@@ -350,7 +296,8 @@ def _with_points(
 
 
 def _initial(settings: Bandit, seed: jax.Array, dim: int) -> Params:
-    return _MODES[settings.mode].model.init(settings, jax.random.wrap_key_data(seed), dim)
+    key, _ = jax.random.split(jax.random.wrap_key_data(seed))
+    return _MODES[settings.mode].model.init(settings, key, dim)
 
 
 def _ridge(settings: Bandit, size: int) -> jax.Array:
@@ -375,81 +322,16 @@ def _moments(x_ND: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
     return mean, jnp.where(spread > 1e-6 * (1 + jnp.abs(mean)), spread, 1.0)
 
 
-class _Model(NamedTuple):
-    """A model of the reward; weights are a tree, a context is [D]."""
-
-    init: Callable[[Bandit, jax.Array, int], Params]
-    predict: Callable[[Params, jax.Array], jax.Array]
-    fit: Callable[[Bandit, Params, jax.Array, jax.Array, jax.Array], Params]
-
-
-def _init_network(settings: Bandit, key: jax.Array, dim: int) -> Params:
-    width = settings.width
-    shapes = {"w1": (dim, width), "b1": (width,), "w2": (width,), "b2": ()}
-    he = {"w1": (2 / dim) ** 0.5, "b1": 0.0, "w2": 1 / width, "b2": 0.0}
-    keys = jax.random.split(key, len(shapes))
-    return {
-        name: jax.random.normal(k, shape) * (he[name] if settings.init == "he" else 1.0)
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
-    }
-
-
-def _predict_network(params: Params, x_D: jax.Array) -> jax.Array:
-    return jax.nn.relu(x_D @ params["w1"] + params["b1"]) @ params["w2"] + params["b2"]
-
-
-def _fit_network(
-    settings: Bandit, params: Params, x_CD: jax.Array, rewards: jax.Array, mask: jax.Array
-) -> Params:
-    adam, count = optax.adam(settings.rate), mask.sum()
-
-    def loss(params: Params) -> jax.Array:
-        error = jnp.where(mask, _predict_network(params, x_CD) - rewards, 0.0)
-        weights = optax.tree.norm(params, squared=True)
-        return ((error**2).sum() + settings.lam / 2 * weights) / count
-
-    def step(_: jax.Array, carry: tuple[Params, Any]) -> tuple[Params, Any]:
-        params, moments = carry
-        updates, moments = adam.update(jax.grad(loss)(params), moments)
-        return optax.apply_updates(params, updates), moments
-
-    return jax.lax.fori_loop(0, settings.steps, step, (params, adam.init(params)))[0]
-
-
-def _fit_linear(
-    settings: Bandit, params: Params, x_CD: jax.Array, rewards: jax.Array, mask: jax.Array
-) -> Params:
-    start, unravel = ravel_pytree(params)
-    x_CP = jnp.where(
-        mask[:, None], jax.vmap(lambda x: ravel_pytree({"b": 1.0, "w": x})[0])(x_CD), 0
-    )
-    a_PP = settings.lam * jnp.eye(start.size) + x_CP.T @ x_CP
-    return unravel(jnp.linalg.solve(a_PP, x_CP.T @ rewards))
-
-
-_NETWORK = _Model(_init_network, _predict_network, _fit_network)
-_LINEAR = _Model(
-    lambda settings, key, dim: {"b": jnp.zeros(()), "w": jnp.zeros(dim)},
-    lambda params, x_D: x_D @ params["w"] + params["b"],
-    _fit_linear,
-)
-_NOTHING = _Model(
-    lambda settings, key, dim: {},
-    lambda params, x_D: jnp.zeros(()),
-    lambda settings, params, x_CD, rewards, mask: params,
-)
-
-
 class _Mode(NamedTuple):
-    model: _Model
+    model: Model
     score: Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
     """Of predictions [n], weighted deviations [n] and a key."""
 
 
 _MODES = {
-    "ucb": _Mode(_NETWORK, lambda f, s, key: f + s),
-    "thompson": _Mode(_NETWORK, lambda f, s, key: f + s * jax.random.normal(key, f.shape)),
-    "greedy": _Mode(_NETWORK, lambda f, s, key: f),
-    "random": _Mode(_NOTHING, lambda f, s, key: jax.random.uniform(key, f.shape)),
-    "linucb": _Mode(_LINEAR, lambda f, s, key: f + s),
+    "ucb": _Mode(NETWORK, lambda f, s, key: f + s),
+    "thompson": _Mode(NETWORK, lambda f, s, key: f + s * jax.random.normal(key, f.shape)),
+    "greedy": _Mode(NETWORK, lambda f, s, key: f),
+    "random": _Mode(NOTHING, lambda f, s, key: jax.random.uniform(key, f.shape)),
+    "linucb": _Mode(LINEAR, lambda f, s, key: f + s),
 }

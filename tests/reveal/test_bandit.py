@@ -9,7 +9,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxunlearn.reveal import bandit
-from jaxunlearn.reveal.bandit import INSTINCT, Bandit, estimate, init, observe, select, sub_pool
+from jaxunlearn.reveal.bandit import estimate, init, observe, select, sub_pool
+from jaxunlearn.reveal.bandit_settings import INSTINCT, Bandit
+from jaxunlearn.reveal.reward_models import NETWORK
 
 QUICK = Bandit(width=8, steps=30, sub_pool=12)
 ARMS, REWARDS = [3, 17, 5, 29, 11], [0.1, 0.9, 0.4, 0.3, 0.7]
@@ -51,7 +53,7 @@ def test_gradients_are_those_of_each_arm_alone(contexts):
     found = bandit.gradients(QUICK, state.params, jnp.asarray(x, jnp.float32))
     np.testing.assert_allclose(found, gradients_by_hand(state.params, x), atol=1e-5)
     loop = [
-        ravel_pytree(jax.grad(bandit._predict_network)(state.params, row))[0]
+        ravel_pytree(jax.grad(NETWORK.predict)(state.params, row))[0]
         for row in jnp.asarray(x, jnp.float32)
     ]
     np.testing.assert_allclose(found, jnp.stack(loop), atol=1e-6)
@@ -120,7 +122,7 @@ def test_one_step_of_the_fit_is_adams_on_the_loss(contexts):
     settings, x = changed(steps=1, lam=0.7), jnp.asarray(z_scores(contexts), jnp.float32)
 
     def loss(params):
-        error = jax.vmap(bandit._predict_network, (None, 0))(params, x[np.array(ARMS)])
+        error = jax.vmap(NETWORK.predict, (None, 0))(params, x[np.array(ARMS)])
         squares = sum(jnp.sum(w**2) for w in jax.tree.leaves(params))
         return jnp.mean((error - jnp.array(REWARDS)) ** 2) + 0.7 / (2 * 5) * squares
 
@@ -215,12 +217,15 @@ def test_contexts_are_standardised_over_the_pool(contexts):
 
 def test_initial_weights():
     wide = jnp.zeros((2, 50))
-    for kind, sizes in {"he": (0.2, 0, 1 / 4000, 0), "normal": (1, 1, 1, 1)}.items():
+    expected = {
+        "mean_field": (0.2, 0, 1 / 4000), "he": (0.2, 0, (2 / 4000) ** 0.5), "normal": (1, 1, 1)
+    }  # fmt: skip
+    for kind, sizes in expected.items():
         settings = changed(init=kind, width=4000)
         params = init(settings, wide, capacity=1, key=jax.random.key(3)).params
-        for name, size in zip(("w1", "b1", "w2"), sizes, strict=False):
+        for name, size in zip(("w1", "b1", "w2"), sizes, strict=True):
             assert np.std(params[name]) == pytest.approx(size, rel=0.05)
-        assert (params["b2"] == 0) == (kind == "he")
+        assert (params["b2"] == 0) == (kind != "normal")
 
 
 def test_instinct_and_its_quirks(contexts):
