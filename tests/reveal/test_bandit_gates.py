@@ -72,8 +72,8 @@ def test_regret_on_a_quadratic_reward(bonus):
     print(f"regret: {neural.round(1)}, linucb {linear.mean():.1f}, random {random.mean():.1f}")
     print(f"ratio to random: mean {ratio.mean():.3f}, worst {ratio.max():.3f}")
     assert ratio.mean() <= 0.35 and neural.mean() < linear.mean()
-    # The page asks it of 0.3 too. There the worst seed is at the mercy of rounding: 0.36 with JAX
-    # 0.10, 0.49 with JAX 0.12. When one lobe of the square is exhausted, 0.3 may not find the other.
+    # The page asks it of 0.3 too, where the worst seed hangs on rounding: 0.36 with JAX 0.10, 0.49
+    # with JAX 0.12. Once one lobe of the square is exhausted, 0.3 may not find the other.
     if bonus == Bandit().bonus:
         assert ratio.max() <= 0.45
 
