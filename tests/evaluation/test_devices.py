@@ -38,8 +38,12 @@ def found_on(devices, folder, tmp_path_factory):
     return found
 
 
+# What multiplies the rounding of float32: a division by a small deviation, an exponential.
+AMPLIFIED = ("min_k_plus_plus", "perplexity")
+
+
 def assert_same(ours, theirs, where=""):
-    """Equal texts, counts and keys; numbers to 1e-6."""
+    """Equal texts, counts and keys; numbers to 1e-6, amplified ones to 1e-5."""
     assert type(ours) is type(theirs), where
     if isinstance(ours, dict):
         assert list(ours) == list(theirs), where
@@ -50,7 +54,8 @@ def assert_same(ours, theirs, where=""):
         for place, (left, right) in enumerate(zip(ours, theirs, strict=True)):
             assert_same(left, right, f"{where}/{place}")
     elif isinstance(ours, float):
-        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6, err_msg=where)
+        bound = 1e-5 if any(name in where for name in AMPLIFIED) else 1e-6
+        np.testing.assert_allclose(ours, theirs, rtol=bound, atol=bound, err_msg=where)
     else:
         assert ours == theirs, where
 
