@@ -14,6 +14,8 @@ from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.placement import spread
 
+_CACHE = 2**22  # bytes
+
 
 @dataclass(frozen=True)
 class TokenStats:
@@ -66,7 +68,10 @@ def score(
     there = spread((params, lora))
     for rows, batch in batches(table, there.batch_size(batch_size)):
         cut = batch.shape[1]
-        of_batch = jax.device_get(_statistics(config, *there.tree, there.deal(batch), moments))
+        # Rows that are dealt to several devices are few on each.
+        chunk = len(batch) if there.mesh else rows_at_once(config, len(batch), cut)
+        of_batch = _statistics(config, *there.tree, there.deal(batch), moments, chunk)
+        of_batch = jax.device_get(of_batch)
         for whole, part in zip(found, of_batch, strict=True):
             whole[rows, :cut] = part[: len(rows)]
         if on_rows is not None:
@@ -89,11 +94,32 @@ def batches(table: TokenTable, batch_size: int) -> Iterator[tuple[np.ndarray, np
         yield rows, batch
 
 
-@partial(jax.jit, static_argnames=("config", "moments"))
+def rows_at_once(config: DecoderConfig, rows: int, width: int) -> int:
+    """How many of the rows of a batch to work on together: on a CPU as many as have attention
+    scores that stay in its cache, because a pass is otherwise spent on moving them."""
+    if jax.default_backend() != "cpu":
+        return rows
+    return max(1, min(rows, _CACHE // (4 * config.num_heads * width**2)))
+
+
+@partial(jax.jit, static_argnames=("config", "moments", "chunk"))
 def _statistics(
-    config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool
+    config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool, chunk: int
 ) -> tuple[jax.Array, ...]:
     """Log-probability and hit of every token of [b, T] rows; mean and deviation if asked for."""
+    of_rows = partial(_of_rows, config, params, lora, moments)
+    if chunk >= len(tokens):
+        return of_rows(tokens)
+
+    def of_row(row: jax.Array) -> tuple[jax.Array, ...]:
+        return tuple(values[0] for values in of_rows(row[None]))
+
+    return jax.lax.map(of_row, tokens, batch_size=chunk)
+
+
+def _of_rows(
+    config: DecoderConfig, params: Any, lora: Any, moments: bool, tokens: jax.Array
+) -> tuple[jax.Array, ...]:
     logits = transformer.logits(config, params, tokens, lora=lora)[:, :-1]
     targets = tokens[:, 1:]
     at_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]

@@ -177,3 +177,21 @@ def test_names_are_those_of_what_is_measured(tiny, world, name):
         assert set(chosen.names(part, compared=False)) == set(found.metrics)
         compared = suite.against_retrained(settings, found, found)
         assert set(chosen.names(part, compared=True)) == {*found.metrics, *compared}
+
+
+def test_rows_in_chunks_are_the_same_rows(tiny, world, monkeypatch):
+    table = encode(tiny, world.forget)
+    whole = forward.score(tiny.config, tiny.params, table, batch_size=7, moments=True)
+    sizes = []
+
+    def two(config, rows, width):
+        sizes.append(rows)
+        return 2
+
+    monkeypatch.setattr(forward, "rows_at_once", two)
+    parts = forward.score(tiny.config, tiny.params, table, batch_size=7, moments=True)
+    assert sizes  # chunks of two, two, two and one
+    for name in ("log_probs", "means", "deviations"):
+        ours, theirs = (getattr(one, name) for one in (parts, whole))
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)
+    np.testing.assert_array_equal(parts.hits, whole.hits)
