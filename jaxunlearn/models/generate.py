@@ -8,6 +8,7 @@ row, step) alone.
 """
 
 import functools
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -32,6 +33,7 @@ from jaxunlearn.models.transformer import (
     variables,
 )
 
+_CACHE = 2**22  # bytes
 _NARROWEST = 16  # prompt widths are this times a power of two; answer room is a multiple of it
 
 
@@ -80,7 +82,8 @@ def generate(
       stop_tokens: ids that end a continuation; they are not part of it.
       sampling: how the next id is drawn.
       seed: of the random draws.
-      batch_size: most prompts decoded together, rounded up so that each device gets as many.
+      batch_size: most prompts decoded together, rounded up so that each device gets as many; one
+        CPU decodes fewer together where that is faster (`rows_at_once`).
       on_rows: called with the number of prompts done after each batch.
 
     Returns:
@@ -102,8 +105,11 @@ def generate(
     if mode == "plain" and (sampling.top_k or sampling.top_p < 1):
         mode = "filtered"
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    batches = -(-len(prompts) // batch_size)
     there = spread((params, lora))
+    if there.mesh is None:
+        longest = len(prompts[by_length[-1]]) + max_new_tokens
+        batch_size = min(batch_size, rows_at_once(config, params, longest))
+    batches = -(-len(prompts) // batch_size)
     size = there.batch_size(-(-len(prompts) // batches))
     results: list[list[int]] = [[] for _ in prompts]
     for first in range(0, len(prompts), size):
@@ -132,6 +138,19 @@ def generate(
         if on_rows is not None:
             on_rows(len(rows))
     return results
+
+
+def rows_at_once(config: DecoderConfig, params: Params, length: int) -> int:
+    """Most rows of `length` positions to decode together.
+
+    On a CPU as many as have keys and values that stay in its cache, or are no more to read in each
+    step than the parameters are; elsewhere any number.
+    """
+    if jax.default_backend() != "cpu":
+        return sys.maxsize
+    values = 2 * config.num_layers * config.num_kv_heads * config.head_dim * length
+    most = max(_CACHE, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    return max(1, most // (values * jnp.dtype(config.dtype).itemsize))
 
 
 class _Draw(NamedTuple):
