@@ -34,7 +34,11 @@ def test_a_holdout_gives_privacy_numbers(tiny_folder):
     found = ju.evaluate(model, FORGET, RETAIN, holdout=holdout, **options)
     assert 0 <= found["privacy_loss_auc"] <= 1
     plain = ju.evaluate(model, FORGET, RETAIN, **options)
-    assert {name.split("_")[0] for name in found.keys() - plain.keys()} == {"privacy", "priv"}
+    assert {name.split("_")[0] for name in found.keys() - plain.keys()} == {
+        "privacy",
+        "priv",
+        "overall",
+    }
     words = "holdout: row 2: this holdout row is also a forget row (forget: row 0)"
     with pytest.raises(ju.UserError, match=re.escape(words)):
         ju.evaluate(model, FORGET, RETAIN, holdout=[*holdout, FORGET[0]])

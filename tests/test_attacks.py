@@ -473,6 +473,7 @@ def test_baselines_come_from_their_checkpoints(run_folder, capsys):
         told = capsys.readouterr().err
         assert f"checkpoints/{gone}: is not there any more" in told and "--name NEW" in told
     # The main one is in hf; without the target's checkpoint there is no upper bound.
+    (run_folder / "attacks.json").unlink()
     assert attack(run_folder, "--only", "lens") == 0
     assert list(read(run_folder)["lens"]) == ["retrained", "npo"]
 

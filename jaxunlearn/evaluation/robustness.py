@@ -185,6 +185,7 @@ def write_page(path: Path, result: Mapping[str, Any], config: Mapping[str, Any])
             *result.get("runs", []),
         ],
         "config": config,
+        **({"seeds": [Path(run).name for run in result["runs"]]} if "runs" in result else {}),
     }
     report.write_report(path, summary, curves, layers=layers, tables=tables(result))
 
