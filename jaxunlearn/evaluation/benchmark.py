@@ -113,7 +113,7 @@ class Benchmark:
     about: str
     metrics: tuple[Metric, ...] = ()
     include: Names = ()
-    """Built-in benchmarks whose metrics come after these."""
+    """Benchmarks, built in or files beside this one, whose metrics come after these."""
     headline: Mapping[str, str] = Field(default_factory=dict)
     """Metrics of the table in the terminal, with their short headings."""
 

@@ -1,4 +1,4 @@
-"""Two models compared on the same rows, or two settings on the same seeds."""
+"""Two models compared on the same rows."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -6,12 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.evaluation.entries import entry, summarise
+from jaxunlearn.evaluation.entries import summarise
 
 RESAMPLES = 9999
 """Sign flips of a permutation test; where there are no more than that, all of them."""
-LEAST_SEEDS = 3
-"""For an interval and a p-value over seeds."""
 _BATCH = 500  # flips that are held at a time
 
 Rows = Mapping[str, Sequence[float | None]]
@@ -49,29 +47,6 @@ def paired_difference(
     differences = np.array(ours, np.float64) - np.array(theirs, np.float64)
     differences = differences[np.isfinite(differences)]
     return {**summarise(differences, seed), "p": _sign_flip(differences, seed)}
-
-
-def paired_over_seeds(differences: Sequence[float], seed: int = 0) -> Comparison:
-    """How a metric of two settings differs over seeds, each a difference of means over rows.
-
-    The interval is Student's t, `m ± t_{0.975, s - 1} sd / sqrt(s)`; the p-value is of the sign
-    flips of `paired_difference`, which for s seeds is never below 2 / 2^s.
-
-    Args:
-      differences: `[s]`, one per seed.
-      seed: of the resampling.
-
-    Returns:
-      As `paired_difference`, n = s; without an interval and p for fewer than LEAST_SEEDS seeds.
-    """
-    from scipy import stats
-
-    known = np.array(differences, np.float64)
-    if len(known) < LEAST_SEEDS:
-        return {**entry(known.mean() if len(known) else np.nan, len(known)), "p": None}
-    mean = float(known.mean())
-    half = float(stats.t.ppf(0.975, len(known) - 1) * stats.sem(known))
-    return {**entry(mean, len(known), (mean - half, mean + half)), "p": _sign_flip(known, seed)}
 
 
 def adjusted(pvalues: Sequence[float | None]) -> list[float | None]:

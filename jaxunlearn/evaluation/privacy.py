@@ -2,8 +2,9 @@
 
 Members are the forget rows, the others are holdout rows of the same kind. An attack gives each row
 one score, `[n]`, higher = more likely a member; a row without answer tokens is `nan` and is counted
-out. `auc` and `tpr_at_fpr` say how well the scores tell the two apart: of a model that never saw
-either, AUC is 0.5 up to chance. Arrays are aligned with the tokens as in `metrics`.
+out. The loss attack is `mean_log_prob` itself (Yeom et al., arXiv 1709.01604). `auc` and
+`tpr_at_fpr` say how well the scores tell the two apart: of a model that never saw either, AUC is
+0.5 up to chance. Arrays are aligned with the tokens as in `metrics`.
 """
 
 import zlib
@@ -18,25 +19,6 @@ FRACTION = 0.2
 
 _LEAST_DEVIATION = 1e-3
 """Below it the probabilities of float32 cannot say what the deviation is."""
-
-
-def loss_score(log_probs: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """The loss attack: minus the mean loss of an answer token, `mean_log_prob`.
-
-    Args:
-      log_probs: `[n, T]`.
-      mask: bool `[n, T]`, the answer tokens.
-
-    Returns:
-      `[n]`; `nan` for rows without an answer token.
-
-    Reference:
-      Yeom et al., Privacy Risk in Machine Learning, arXiv 1709.01604.
-
-    >>> loss_score(np.array([[0.0, -1.0, -3.0]]), np.array([[False, True, True]]))
-    array([-2.])
-    """
-    return mean_log_prob(log_probs, mask)
 
 
 def zlib_score(log_probs: np.ndarray, mask: np.ndarray, texts: Sequence[str]) -> np.ndarray:

@@ -156,7 +156,7 @@ def test_probability_loss_and_zlib_attacks_are_the_same(world, arrays):
     log_probs, mask = arrays["log_probs"], arrays["mask"]
     loss = np.array(by_row(world, lambda i: losses(world, i, without_last=False).mean()))
     assert_same(metrics.answer_probability(log_probs, mask), np.exp(-loss))
-    assert_same(privacy.loss_score(log_probs, mask), -loss)
+    assert_same(metrics.mean_log_prob(log_probs, mask), -loss)
     texts = [f"Antwort Nr. {i} ä" * (i + 1) for i in range(len(SPANS))]
     lengths = np.array([len(zlib.compress(text.encode("utf-8"))) for text in texts])
     assert_same(privacy.zlib_score(log_probs, mask, texts), -loss / lengths)

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import ttest_1samp
 
 from jaxunlearn.evaluation import paired
-from jaxunlearn.evaluation.paired import paired_difference, paired_over_seeds
+from jaxunlearn.evaluation.paired import paired_difference
 
 SMALL = st.lists(st.integers(-8, 8), min_size=2, max_size=9)
 
@@ -74,21 +73,6 @@ def test_p_is_below_its_level_as_often_as_it_says():
     rng = np.random.default_rng(0)
     found = [paired_difference(*rng.normal(size=(2, 10)))["p"] for _ in range(200)]
     assert 1 <= sum(p <= 0.05 for p in found) <= 20
-
-
-def test_over_seeds_by_hand():
-    """Mean 2, sd 1, t_{0.975, 2} = 4.3027: 2 ± 4.3027 / sqrt(3); all signs alike: 2 / 8."""
-    found = paired_over_seeds([1.0, 2.0, 3.0])
-    assert (found["value"], found["n"], found["p"]) == (2.0, 3, 0.25)
-    np.testing.assert_allclose(found["ci"], [2 - 2.484138, 2 + 2.484138], atol=1e-6)
-    scipys = ttest_1samp([1.0, 2.0, 3.0], 0.0).confidence_interval()
-    np.testing.assert_allclose(found["ci"], list(scipys))
-
-
-def test_two_seeds_say_only_the_mean():
-    assert paired_over_seeds([1.0, 3.0]) == {"value": 2.0, "n": 2, "ci": None, "p": None}
-    assert paired_over_seeds([])["value"] is None
-    assert paired_over_seeds([0.5] * 3)["ci"] == [0.5, 0.5]
 
 
 def test_adjusted_by_hand():

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import synthetic, tokens
 from jaxunlearn.data.rows import EvalSet, Text
-from jaxunlearn.evaluation import columns, forward, privacy, suite
+from jaxunlearn.evaluation import columns, forward, metrics, privacy, suite
 from jaxunlearn.evaluation.gradient_norm import gradient_norm_score
 from jaxunlearn.models import lora as adapters
 from jaxunlearn.models import transformer
@@ -29,10 +29,6 @@ NAMES = [
 # Row 0 has five answer tokens, row 1 one, row 2 none.
 LOG_PROBS = np.array([[0, -1, -2, -6, -3, -4.0], [0, -9, -0.5, -9, -9, -9], [-1.0] * 6])
 MASK = np.array([[0, 1, 1, 1, 1, 1], [0, 0, 1, 0, 0, 0], [0] * 6], bool)
-
-
-def test_loss_score():
-    np.testing.assert_array_equal(privacy.loss_score(LOG_PROBS, MASK), [-16 / 5, -0.5, np.nan])
 
 
 def test_zlib_score_divides_by_the_bytes_of_the_compressed_text():
@@ -227,7 +223,7 @@ def test_entries_equal_the_scores_by_hand(tiny, with_holdout):
         forward.score(tiny.config, tiny.params, encode(tiny, rows), moments=True) for rows in sides
     ]
     scores = {
-        "loss": [privacy.loss_score(s.log_probs, s.mask) for s in stats],
+        "loss": [metrics.mean_log_prob(s.log_probs, s.mask) for s in stats],
         "zlib": [
             privacy.zlib_score(s.log_probs, s.mask, [row.answer for row in rows])
             for s, rows in zip(stats, sides, strict=True)
