@@ -5,21 +5,23 @@ that names the key, what was found there and what is allowed.
 """
 
 import dataclasses
-import re
-from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
-from pydantic.fields import FieldInfo
 
+from jaxunlearn.config_data import DataConfig
+from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.validation import (
+    PLAIN_NAME,
+    STRICT,
     Count,
     Fraction,
     NonNegative,
     Positive,
     Scalar,
     one_of,
+    refuse_changed,
     validate,
 )
 
@@ -28,35 +30,15 @@ Sampler = Literal["sequential", "random", "cyclic", "melu", "cross_wired", "expo
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 _STEPS = f"a number of steps from 1 to 1000000, or one of {', '.join(map(repr, get_args(Sampler)))}"
 
-# Keys of the data section that not every format has, and the formats that have them.
-_FILES = ("tofu", "melu", "jsonl", "csv", "parquet")
-_NAMED_FILES = ("lume", "muse")  # whose files have names of their own
-_DATA_KEYS = {
-    **dict.fromkeys(("path", "forget", "retain"), (*_FILES, *_NAMED_FILES)),
-    "columns": _FILES,
-    "holdout": ("tofu", "jsonl", "csv", "parquet", "lume"),
-    "chunk_words": ("muse",),
-    "test": ("melu",),
-    **dict.fromkeys(("authors", "neighbours"), ("tofu",)),
-    **dict.fromkeys(
-        ("world", "people", "forget_people", "holdout_people", "scale"), ("synthetic",)
-    ),
-}
-_WORLD_KEYS = {
-    **dict.fromkeys(("people", "forget_people", "holdout_people"), ("people",)),
-    "scale": ("neighbours",),
-}
 _SAMPLER_KEYS = {
     "replacement": ("random",),
     **dict.fromkeys(
         ("general", "general_weight", "on_missing"), ("melu", "cross_wired", "exposure_matched")
     ),
 }
-_PLAIN_NAME = re.compile(r"[\w][\w.+-]*")
-_STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ModelConfig:
     """Which model is unlearned."""
 
@@ -82,79 +64,7 @@ class ModelConfig:
             raise ValueError("num_heads must be a multiple of num_kv_heads")
 
 
-@dataclass(frozen=True, config=_STRICT)
-class SetConfig:
-    """A further evaluation set; nothing is trained on its rows."""
-
-    path: str
-    """JSON lines, JSON, CSV or Parquet; in data.path if it is there."""
-    role: Literal["forget", "retain", "general"] = "general"
-    columns: dict[str, str] = Field(default_factory=dict)
-    """As data.columns, for this file."""
-
-
-@dataclass(frozen=True, config=_STRICT)
-class DataConfig:
-    """Which rows are forgotten, which are kept, and how they become tokens."""
-
-    format: Literal["synthetic", "tofu", "melu", "lume", "muse", "jsonl", "csv", "parquet"] = (
-        "synthetic"
-    )
-    path: str | None = None
-    """Folder of the data set; `forget` and `retain` are looked up in it."""
-    forget: str | None = None
-    """TOFU split (`forget01`) or a file. MUSE: a file in `raw` or `folder/file`, such as
-    `scal/forget_2`. LUME and MUSE have defaults."""
-    retain: str | None = None
-    holdout: str | None = None
-    """TOFU split or a file of rows like the forget rows that no model was trained on; what
-    membership inference compares those to. Default: none, and no membership inference."""
-    test: str | None = None
-    """MELU only: file of neighbours and general rows that are learned and evaluated, but are
-    in no retain set."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Ours to theirs, e.g. {question: prompt, answer: completion}."""
-    sets: dict[str, SetConfig] = Field(default_factory=dict)
-    """Name to further evaluation set, e.g. {mmlu: {path: mmlu.jsonl}}."""
-    chunk_words: Count = 1200
-    """MUSE only: most words of one training row. 1200 words of English have about 1800 tokens; the
-    paper's rows have 2048."""
-    template: str = "Question: {question}\nAnswer:"
-    """Prompt for tokenizers without a chat template; one space and the answer follow it."""
-    max_length: Count | None = None
-    """Tokens per row; default: the model's own limit. Longer rows are left out and counted."""
-    authors: Annotated[int, Field(ge=2)] | None = None
-    """TOFU only: keep the forget authors and those that follow in the file, round its end."""
-    neighbours: bool = False
-    """TOFU only: each retain author becomes an indirect neighbour of a forget author."""
-    world: Literal["people", "neighbours"] = "people"
-    """Synthetic world: unrelated people, or people with what is related to them."""
-    people: Annotated[int, Field(ge=4)] = 40
-    """World of people: how many of them."""
-    forget_people: Count = 4
-    """World of people: how many of them are forgotten."""
-    holdout_people: Annotated[int, Field(ge=0)] = 0
-    """World of people: how many further ones no model learns; their rows are the holdout."""
-    scale: Positive = 0.2
-    """World of neighbours: its size; 1 is that of MELU's data (20 forget entities, 2637 rows)."""
-
-    def __post_init__(self):
-        _refuse_changed(self, _DATA_KEYS, "format", self.format)
-        if self.format in _FILES:
-            for key in ("forget", "retain"):
-                if getattr(self, key) is None:
-                    raise ValueError(f"{key} is required for format {self.format}")
-        for name in self.sets:
-            if not _PLAIN_NAME.fullmatch(name):
-                raise ValueError(f"sets: {name!r} must be a plain name without / in it")
-        _refuse_changed(self, _WORLD_KEYS, "world", self.world)
-        if self.forget_people >= self.people:
-            raise ValueError("forget_people must be smaller than people")
-        if "{question}" not in self.template:
-            raise ValueError("template must contain {question}")
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """How parameters change. One epoch is one pass over the forget rows (or the training rows)."""
 
@@ -186,7 +96,7 @@ class TrainingConfig:
             raise ValueError("batch_size must be a multiple of micro_batches")
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class AdapterConfig:
     """Low-rank adapters on the linear layers; the scale of the branch is alpha / rank."""
 
@@ -204,7 +114,7 @@ class AdapterConfig:
         return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class MethodConfig:
     """A method by name; in YAML all its keys but these are hyper-parameters of the method.
 
@@ -225,11 +135,11 @@ class MethodConfig:
     """Of a method of your own: a hash of its file, filled in."""
 
     def __post_init__(self):
-        if self.label is not None and not _PLAIN_NAME.fullmatch(self.label):
+        if self.label is not None and not PLAIN_NAME.fullmatch(self.label):
             raise ValueError(f"label {self.label!r} must be a plain name without / in it")
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SamplingConfig:
     """Which forget row meets which retain rows; `jaxunlearn samplers` says how."""
 
@@ -255,14 +165,14 @@ class SamplingConfig:
         # What means nothing to the sampler may mean something to the one whose steps are counted.
         used = self.options_of(str(self.match_steps))
         keys = {key: of for key, of in _SAMPLER_KEYS.items() if key not in used}
-        _refuse_changed(self, keys, "name", self.name)
+        refuse_changed(self, keys, "name", self.name)
 
     def options_of(self, sampler: str) -> dict[str, Any]:
         """What this sampler itself is to know."""
         return {key: getattr(self, key) for key, of in _SAMPLER_KEYS.items() if sampler in of}
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class RequestsConfig:
     """How forget rows come as requests, one after another; each starts from the last result."""
 
@@ -271,7 +181,7 @@ class RequestsConfig:
     """Entities, or rows, in one request."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class StopConfig:
     """When to end a training before its last step, because too much is lost."""
 
@@ -290,7 +200,7 @@ class StopConfig:
             raise ValueError("exactly one of above and below must be given")
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class SelectConfig:
     """Which state of a training is its result: the best of those that are evaluated meanwhile.
 
@@ -310,7 +220,7 @@ class SelectConfig:
     """Training ends after so many looks without a better one; default: at its last step."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
     """What is measured."""
 
@@ -334,7 +244,7 @@ class EvaluationConfig:
     """A hash of the suite's own files, filled in."""
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class Experiment:
     """Everything that decides a run."""
 
@@ -360,10 +270,12 @@ class Experiment:
     """Ends an unlearning whose retain rows suffer too much; default: never."""
     select: SelectConfig | None = None
     """Chooses the result among the states of an unlearning; default: the last one."""
+    reveal: RevealConfig | None = None
+    """For methods that make their forget rows themselves; default: as such a method has it."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
-        if self.name is not None and not _PLAIN_NAME.fullmatch(self.name):
+        if self.name is not None and not PLAIN_NAME.fullmatch(self.name):
             raise ValueError(f"name {self.name!r} must be a plain folder name without / in it")
 
 
@@ -393,18 +305,3 @@ def training_of(experiment: Experiment, method: MethodConfig) -> TrainingConfig:
         del shared["optimizer_options"]
     tree = {**shared, **method.training}
     return validate(TrainingConfig, tree, where=f"method {method.name}: training")
-
-
-def _refuse_changed(section: Any, keys: Mapping[str, Sequence[str]], by: str, chosen: str) -> None:
-    """A key that means something only for other choices must be what it is when left out."""
-    for key, choices in keys.items():
-        if chosen in choices:
-            continue
-        default = section.__dataclass_fields__[key].default
-        if isinstance(default, FieldInfo):
-            default = default.get_default(call_default_factory=True)
-        if getattr(section, key) != default:
-            raise ValueError(
-                f"{key} means nothing for {by} {chosen}; remove it, or choose {by} "
-                f"{' or '.join(choices)}"
-            )

@@ -2,10 +2,12 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic.fields import FieldInfo
 
 from jaxunlearn.errors import UserError
 
@@ -16,6 +18,10 @@ Count = Annotated[int, Field(ge=1)]
 # A hyper-parameter is traced as a float32, which holds no larger whole numbers exactly.
 Whole = Annotated[int, Field(ge=0, le=2**24)]
 T = TypeVar("T")
+STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
+"""Of every section of a config."""
+PLAIN_NAME = re.compile(r"[\w][\w.+-]*")
+"""What can be the name of a folder."""
 
 
 def one_of(expected: str) -> WrapValidator:
@@ -44,6 +50,21 @@ def validate(schema: type[T], tree: Mapping[str, Any], *, where: str) -> T:
     except ValidationError as error:
         faults = "; ".join(_explain(schema, fault) for fault in error.errors())
         raise UserError(f"{where}: {faults}") from None
+
+
+def refuse_changed(section: Any, keys: Mapping[str, Sequence[str]], by: str, chosen: str) -> None:
+    """A key that means something only for other choices must be what it is when left out."""
+    for key, choices in keys.items():
+        if chosen in choices:
+            continue
+        default = section.__dataclass_fields__[key].default
+        if isinstance(default, FieldInfo):
+            default = default.get_default(call_default_factory=True)
+        if getattr(section, key) != default:
+            raise ValueError(
+                f"{key} means nothing for {by} {chosen}; remove it, or choose {by} "
+                f"{' or '.join(choices)}"
+            )
 
 
 def _explain(schema: type, fault: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 
-from jaxunlearn import cli, config
+from jaxunlearn import cli, config, config_data
 from jaxunlearn.data import formats
 from jaxunlearn.runs import RunFolder
 
@@ -265,7 +265,7 @@ def test_finetune_exports_target_and_retrained(capsys, small, tmp_path):
 
 def test_the_environment_has_a_fingerprint_of_every_file_that_is_read(tmp_path):
     (tmp_path / "quiz.jsonl").write_text('{"question": "2+2?", "choices": ["3", "4"], "answer": 1}')
-    sets = {"quiz": config.SetConfig(str(tmp_path / "quiz.jsonl"))}
+    sets = {"quiz": config_data.SetConfig(str(tmp_path / "quiz.jsonl"))}
     data = config.DataConfig(people=4, forget_people=1, holdout_people=1, sets=sets)
     experiment = config.Experiment(name="run", output=str(tmp_path), data=data)
     folder = RunFolder(experiment)

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import yaml
 
-from jaxunlearn import config, config_file
+from jaxunlearn import config, config_data, config_file
 from jaxunlearn.errors import UserError
 
 JSONL = {"format": "jsonl", "forget": "f", "retain": "r"}
@@ -22,10 +22,10 @@ def test_dump_and_load_are_inverse(tmp_path):
     assert config_file.load(path) == experiment
     assert experiment.method.hyper["beta"] == 0.2
     assert experiment.adapter == config.AdapterConfig(rank=4)
-    assert experiment.data.sets["quiz"] == config.SetConfig(
+    assert experiment.data.sets["quiz"] == config_data.SetConfig(
         "quiz.jsonl", "general", {"answer": "a"}
     )
-    assert experiment.data.sets["more"] == config.SetConfig("more.jsonl")
+    assert experiment.data.sets["more"] == config_data.SetConfig("more.jsonl")
 
 
 def test_name_is_the_file_stem(tmp_path):

@@ -1,7 +1,10 @@
 """What every data set is turned into: rows of text, and who plays which part."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 Kind = Literal["forget", "direct", "indirect", "general"]
 
@@ -14,6 +17,11 @@ class Text(NamedTuple):
     answer: str
     raw: bool = False
     """The answer continues the question as it stands: no template and no chat around them."""
+
+
+Scorer = Callable[[Sequence[Text]], np.ndarray]
+"""From n questions with answers to how much each answer shows what is to be forgotten: [n] in
+[0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +73,20 @@ class EvalSet:
     """What is generated is compared to as much of the answer as may be generated."""
     until: tuple[str, ...] = ()
     """A generated answer ends before the first of these strings."""
+    temperature: float = 0.0
+    """At which answers are drawn; 0: the most likely one."""
+    scorer: Scorer | None = None
+    """Rates generated answers, where the set has something to rate."""
+
+
+@dataclass(frozen=True)
+class Theme:
+    """What a model is to be made to tell, where a data set knows that."""
+
+    scorer: Scorer
+    instructions: tuple[str, ...] = ()
+    """That may bring it out. {question} in one is where a question goes; without it the question
+    follows after a space."""
 
 
 @dataclass(frozen=True)
@@ -77,3 +99,4 @@ class UnlearningData:
     """In the order of reports; what shows forgetting comes first."""
     background: tuple[Row, ...] = ()
     """Rows that the target and the retrained model are trained on as well."""
+    theme: Theme | None = None

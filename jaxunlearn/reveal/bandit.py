@@ -31,7 +31,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxunlearn.reveal.bandit_settings import Bandit
+from jaxunlearn.config_reveal import Bandit
 from jaxunlearn.reveal.reward_models import LINEAR, NETWORK, NOTHING, Model, Params
 
 _CHUNK = 128  # arms whose gradients are in memory at a time

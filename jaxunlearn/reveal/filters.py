@@ -8,33 +8,14 @@ arXiv 2509.14624) does not say in what we know of it how it filters; all bounds 
 import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from pydantic import Field
 
+from jaxunlearn.config_reveal import Filters
 from jaxunlearn.evaluation.text import repetition
-from jaxunlearn.validation import Count, Fraction, Positive
 
 Gram = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Filters:
-    """Bounds that a generated text has to meet."""
-
-    min_score: Fraction = 0.5
-    """0.8 is what the literature calls toxic."""
-    min_words: int = 1
-    max_words: int | None = None
-    max_repetition: Fraction = 0.3
-    """Share of repeated 4-grams of words."""
-    max_perplexity: Positive | None = None
-    similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
-    """From which Jaccard similarity of word n-grams on two texts are near-duplicates."""
-    gram: Count = 3
-    """Words in an n-gram."""
 
 
 class Kept(NamedTuple):

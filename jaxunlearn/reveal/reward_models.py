@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from jax.flatten_util import ravel_pytree
 
-from jaxunlearn.reveal.bandit_settings import Bandit
+from jaxunlearn.config_reveal import Bandit
 
 Params = Any
 """A tree of float32 arrays."""

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jaxunlearn.config_reveal import INSTINCT, Bandit
 from jaxunlearn.reveal import bandit
 from jaxunlearn.reveal.bandit import estimate, init, observe, select, sub_pool
-from jaxunlearn.reveal.bandit_settings import INSTINCT, Bandit
 from jaxunlearn.reveal.reward_models import NETWORK
 
 QUICK = Bandit(width=8, steps=30, sub_pool=12)

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn.config_reveal import Bandit
 from jaxunlearn.reveal.bandit import init, observe, select, sub_pool
-from jaxunlearn.reveal.bandit_settings import Bandit
 
 SEEDS = range(8)
 NOISE = 0.05

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxunlearn.reveal.filters import Filters, grams, jaccard, keep
+from jaxunlearn.config_reveal import Filters
+from jaxunlearn.reveal.filters import grams, jaccard, keep
 
 LOOSE = Filters(min_score=0.0, max_repetition=1.0)
 REPEATING = "so it goes and so it goes and so it goes and so it goes"
