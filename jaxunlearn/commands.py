@@ -248,8 +248,9 @@ def methods(options: argparse.Namespace) -> None:
     """Lists methods."""
     from jaxunlearn.methods import registry
 
-    width = max(map(len, registry.METHODS))
-    for name, method in registry.METHODS.items():
+    known = {**registry.METHODS, **registry.PROCEDURES}
+    width = max(map(len, known))
+    for name, method in known.items():
         settings = ", ".join(f"{k}={v}" for k, v in registry.defaults(name).items())
         print(f"{name:<{width}} {settings}; {method.summary} ({method.source})")
 

@@ -76,6 +76,8 @@ class Filters:
     max_repetition: Fraction = 0.3
     """Share of repeated 4-grams of words."""
     max_perplexity: Positive | None = None
+    unique: bool = True
+    """Duplicates and near-duplicates are dropped."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.8
     """From which Jaccard similarity of word n-grams on two texts are near-duplicates."""
     gram: Count = 3

@@ -11,6 +11,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.config import (
+    AdapterConfig,
     Experiment,
     MethodConfig,
     SamplingConfig,
@@ -23,8 +24,9 @@ from jaxunlearn.data.answers import refusals
 from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.data.rows import Row
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.forward import score
+from jaxunlearn.evaluation.likelihood import mean_nll
 from jaxunlearn.methods import own, registry
+from jaxunlearn.methods.orthogonality import Penalty
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, make_tables, max_length
 from jaxunlearn.training import diagnostics
@@ -43,12 +45,17 @@ def finetune_rows(
     experiment: Experiment,
     training: TrainingConfig,
     *,
+    steps: int | None = None,
+    adapter: AdapterConfig | None = None,
+    apart_from: Mapping[str, Any] | None = None,
+    orthogonality: tuple[Penalty, float] | None = None,
+    seed: int | None = None,
     checkpoints: Path | None = None,
     on_steps: Callable[..., None] | None = None,
     say: Callable[[str], None] = print,
 ) -> LanguageModel:
-    """Trains all of a model on the chosen ones of some rows; of `experiment` only the settings are
-    used.
+    """Trains a model, or a fresh adapter of it, on the chosen ones of some rows; of `experiment`
+    only the settings are used.
 
     Args:
       model: it is left as it is.
@@ -56,6 +63,11 @@ def finetune_rows(
       chosen: indices of the rows to train on.
       experiment: settings.
       training: of the optimiser, with its epochs.
+      steps: exactly so many, whatever the epochs.
+      adapter: train one, in the place of the parameters.
+      apart_from: factors that the adapter is kept orthogonal to.
+      orthogonality: form and weight of that penalty.
+      seed: of the order of the rows and of the adapter; default: the experiment's.
       checkpoints: folder to save to and to resume from.
       on_steps: see `train`.
       say: called with what the user should know.
@@ -66,15 +78,25 @@ def finetune_rows(
     wanted = set(chosen)
     places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
     slots = batch_slots(training, len(places))
-    order = sampling.epochs(len(places), training.epochs, slots, experiment.seed)
+    seed = experiment.seed if seed is None else seed
+    epochs = training.epochs if steps is None else -(-steps * slots // len(places))
+    order = sampling.epochs(len(places), epochs, slots, seed)[:steps]
     schedule = np.where(order >= 0, places[order], sampling.EMPTY)
+    objective, hyper = registry.FINETUNE, {}
+    if apart_from is not None:
+        form, weight = orthogonality
+        objective = replace(objective, orthogonality=form)
+        hyper = {"orthogonality_weight": weight}
     return train(
         model,
         {"train": encoded.table},
         {"train": schedule.astype(np.int32)},
-        registry.FINETUNE,
-        {},
+        objective,
+        hyper,
         training,
+        adapter=adapter,
+        apart_from=apart_from,
+        seed=seed,
         checkpoints=checkpoints,
         on_steps=on_steps,
     )
@@ -290,8 +312,7 @@ def _watch(
         table = encode_rows(model, retain[:WATCHED_ROWS], experiment, limit, "retain", say).table
 
         def measure(now: LanguageModel) -> float:
-            found = score(now.config, now.params, table, lora=now.lora)
-            return -float(found.log_probs[found.mask].mean())
+            return mean_nll(now, table)
 
     def crossed(value: float) -> bool:
         # Not a number is worse than any bound.

@@ -17,7 +17,9 @@ from pydantic.dataclasses import dataclass as validated
 from jaxunlearn.config import MethodConfig
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import arithmetic, compat, logit_losses, losses
+from jaxunlearn.methods.orthogonality import Penalty
 from jaxunlearn.methods.own import Loss, check_parameters
+from jaxunlearn.methods.release_settings import Release
 from jaxunlearn.user_file import file_version, names_user_function, user_function
 from jaxunlearn.validation import NonNegative, validate
 
@@ -77,6 +79,9 @@ class Objective:
     """Whose output `hidden` is; None: a layer at about a fifth of the depth."""
     rectify: Callable[..., Any] | None = None
     dual: Callable[..., jax.Array] | None = None
+    orthogonality: Penalty | None = None
+    """Form of the penalty that keeps an adapter in training apart from frozen ones; its weight is
+    the hyper-parameter `orthogonality_weight`."""
 
     @property
     def groups(self) -> tuple[str, ...]:
@@ -161,6 +166,24 @@ METHODS: dict[str, Method] = {
     "retain_finetune": Method(None, "nll", "fine-tuning on the retain rows", "arXiv 2401.06121"),
 }  # fmt: skip
 BUILT_IN = frozenset(METHODS)
+
+
+@dataclass(frozen=True)
+class Procedure:
+    """A named method that is more than one training with a loss."""
+
+    settings: type
+    """A dataclass of its hyper-parameters."""
+    summary: str
+    source: str
+
+
+PROCEDURES: Mapping[str, Procedure] = {
+    "reveal_release": Procedure(
+        Release, "adapters learn what the model itself reveals, and are subtracted",
+        "arXiv 2509.14624",
+    ),
+}  # fmt: skip
 RETAIN_LOSSES: Mapping[str, Loss | None] = {
     "nll": losses.nll,
     "kl": logit_losses.kl,
@@ -193,7 +216,7 @@ def method(
 
     def register(function: Loss) -> Loss:
         name = function.__name__
-        if name in BUILT_IN:
+        if name in BUILT_IN or name in PROCEDURES:
             raise UserError(f"method {name!r} is built in; give the function another name")
         known = Method(function, retain, summary or _first_line(function), source, **options)
         function.method = METHODS[name] = _checked(name, known)
@@ -203,15 +226,20 @@ def method(
 
 
 def lookup(name: str) -> Method:
-    """A method by its name, or by `path/to/file.py:function`.
+    """A method that is a loss, by its name or by `path/to/file.py:function`.
 
     Raises:
-      UserError: there is none, or its file cannot be used.
+      UserError: there is none, it is a procedure, or its file cannot be used.
     """
     if name in METHODS:
         return METHODS[name]
+    if name in PROCEDURES:
+        raise UserError(
+            f"method {name}: is not one training but several; run a config of it with "
+            "`jaxunlearn run`"
+        )
     if not names_user_function(name):
-        known = ", ".join(METHODS)
+        known = ", ".join((*METHODS, *PROCEDURES))
         raise UserError(
             f"method.name: no method {name!r}; there are: {known}; one of your own is named as "
             "path/to/file.py:function"
@@ -228,6 +256,8 @@ def resolve(config: MethodConfig) -> MethodConfig:
       UserError: unknown method or hyper-parameter (names the closest), one out of range, or
         `compat` where it changes nothing.
     """
+    if config.name in PROCEDURES:
+        return replace(config, hyper=dict(vars(procedure_settings(config))))
     settings = validate(_schema(config), config.hyper, where=f"method {config.name}")
     chosen, retain = lookup(config.name), RETAIN_LOSSES[settings.retain_loss]
     if settings.compat != "paper" and not {chosen.forget, retain} & compat.COMPAT.keys():
@@ -238,6 +268,16 @@ def resolve(config: MethodConfig) -> MethodConfig:
         )
     version = file_version(config.name) if names_user_function(config.name) else None
     return replace(config, hyper=dict(vars(settings)), version=version)
+
+
+def procedure_settings(config: MethodConfig) -> Any:
+    """The settings of a procedure, checked.
+
+    Raises:
+      UserError: an unknown key, or a value out of range.
+    """
+    chosen = PROCEDURES[config.name].settings
+    return validate(chosen, config.hyper, where=f"method {config.name}")
 
 
 def objective(config: MethodConfig) -> tuple[Objective, dict[str, float]]:

@@ -16,6 +16,8 @@ from jaxunlearn.config_reveal import Filters
 from jaxunlearn.evaluation.text import repetition
 
 Gram = tuple[str, ...]
+FILTERS = ("score", "length", "repetition", "perplexity", "duplicate", "near_duplicate")
+"""In the order in which they are applied."""
 
 
 class Kept(NamedTuple):
@@ -36,6 +38,7 @@ def keep(
     filters: Filters,
     *,
     perplexities: np.ndarray | None = None,
+    questions: Sequence[str] | None = None,
 ) -> Kept:
     """Texts that pass `score`, `length`, `repetition`, `perplexity`, `duplicate`, `near_duplicate`.
 
@@ -43,11 +46,11 @@ def keep(
     are parted by white space, and compared without case.
 
     Args:
-      texts: n of them. Where one answer to two questions is not a duplicate, give question and
-        answer as one text.
+      texts: n of them.
       scores: [n], as a scorer gives them.
       filters: the bounds.
       perplexities: [n], if `max_perplexity` is set; one that is not finite is above the bound.
+      questions: n, if one answer to two questions is not a duplicate.
 
     Returns:
       What is kept, in the order of the texts.
@@ -67,17 +70,35 @@ def keep(
     if filters.max_perplexity is not None:
         bound, values = filters.max_perplexity, _one_each(perplexities, n, "perplexities")
         fits["perplexity"] = lambda rows: values[rows] <= bound
-    fits["duplicate"] = lambda rows: _first_of_each([words[i] for i in rows])
-    fits["near_duplicate"] = lambda rows: _apart(
-        [words[i] for i in rows], filters.similarity, filters.gram
-    )
-    rows, reasons, fractions = np.arange(n), {}, {}
+    if filters.unique:
+        whole = words
+        if questions is not None:
+            asked = (tuple(text.casefold().split()) for text in questions)
+            whole = [(*q, "\n", *ws) for q, ws in zip(asked, words, strict=True)]
+        fits["duplicate"] = lambda rows: _first_of_each([whole[i] for i in rows])
+        fits["near_duplicate"] = lambda rows: _apart(
+            [whole[i] for i in rows], filters.similarity, filters.gram
+        )
+    rows, reasons = np.arange(n), {}
     for reason, fit in fits.items():
         good = np.asarray(fit(rows), bool)
         reasons |= dict.fromkeys(rows[~good].tolist(), reason)
-        fractions[reason] = float(good.mean()) if len(rows) else 1.0
         rows = rows[good]
-    return Kept(rows, reasons, fractions)
+    return Kept(rows, reasons, shares([reasons.get(i) for i in range(n)], tuple(fits)))
+
+
+def shares(dropped_by: Sequence[str | None], names: Sequence[str] = FILTERS) -> dict[str, float]:
+    """Of each filter the share that it kept of what came to it, 1 if nothing came.
+
+    Args:
+      dropped_by: of each text the filter that it did not pass, or None.
+      names: of the filters, in order.
+    """
+    left, found, counts = len(dropped_by), {}, Counter(dropped_by)
+    for name in names:
+        found[name] = (left - counts[name]) / left if left else 1.0
+        left -= counts[name]
+    return found
 
 
 def grams(words: Sequence[str], n: int) -> frozenset[Gram]:

@@ -1,7 +1,6 @@
 """From a schedule to a trained model: dispatch steps, watch the losses, checkpoint, resume."""
 
 import dataclasses
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict
 
 from jaxunlearn.config import AdapterConfig, TrainingConfig
 from jaxunlearn.data.tokens import TokenTable, batch_width
@@ -19,6 +17,7 @@ from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training.checkpoint import Checkpoints
+from jaxunlearn.training.fingerprint import fingerprint
 from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
 from jaxunlearn.training.statistics import Rows, combine, reference_log_probs
 from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
@@ -46,6 +45,7 @@ def train(
     *,
     adapter: AdapterConfig | None = None,
     reinforced: LanguageModel | None = None,
+    apart_from: Mapping[str, Any] | None = None,
     seed: int = 0,
     checkpoints: Path | None = None,
     on_steps: OnSteps | None = None,
@@ -65,6 +65,7 @@ def train(
       training: optimiser settings; `epochs` is already in the schedule.
       adapter: train a fresh LoRA adapter instead of the parameters.
       reinforced: a second frozen model, for objectives that compare with one.
+      apart_from: factors that the adapter is kept orthogonal to, for objectives that ask for it.
       seed: of the adapter's initial factors.
       checkpoints: folder to save to and to resume from; None saves nothing.
       on_steps: called after each dispatch with (steps done, steps in all, one dict per new step).
@@ -92,6 +93,8 @@ def train(
     )
     if reinforced is not None:
         frozen["reinforced"] = reinforced.merged().params
+    if apart_from is not None:
+        frozen["apart_from"] = apart_from
     state = init_state(
         trainable, optimizer=training.optimizer, retain_weight=hyper.get("retain_weight", 1.0)
     )
@@ -125,7 +128,7 @@ def train(
 
     if checkpoints is None:
         return result(advance(state, None, []), None)
-    mark = _fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training)
+    mark = fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training, apart_from)
     with Checkpoints(checkpoints, mark) as store:
         state, known = store.restore(state)
         return result(advance(state, store, [Look(*one) for one in known]), store)
@@ -361,37 +364,3 @@ def _batch_tokens(
     """Real tokens, padding not counted, that a step works through."""
     chosen = {group: index[step][index[step] >= 0] for group, index in schedule.items()}
     return int(sum(tables[group].lengths[index].sum() for group, index in chosen.items()))
-
-
-def _fingerprint(
-    model: LanguageModel,
-    tables: Mapping[str, TokenTable],
-    schedule: Mapping[str, np.ndarray],
-    spec: StepSpec,
-    numbers: Mapping[str, Any],
-    adapter: AdapterConfig | None,
-    seed: int,
-    training: TrainingConfig,
-) -> str:
-    """A hash of everything that decides the training's outcome."""
-    digest = hashlib.sha256()
-    terms = [(t.group, t.loss.__module__, t.loss.__name__) for t in spec.objective.terms]
-    settings = (
-        spec.config,
-        terms,
-        spec.decay,
-        spec.micro_batches,
-        training.train_only,
-        spec.optimizer,
-        spec.objective.layer,
-    )
-    digest.update(repr((settings, adapter, seed if adapter else None)).encode())
-    digest.update(repr(jax.tree.map(float, dict(numbers))).encode())
-    for group in sorted(tables):
-        table = tables[group]
-        arrays = [table.tokens, table.answer_mask, schedule[group]]
-        for array in arrays if table.labels is None else [*arrays, table.labels]:
-            digest.update(np.ascontiguousarray(array).tobytes())
-    for path, leaf in sorted(flatten_dict(dict(model.params)).items()):
-        digest.update(f"{path} {float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))}".encode())
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxunlearn.methods.orthogonality import orthogonality_penalty
 from jaxunlearn.methods.registry import Objective, keywords
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.training.optimizers import OPTIMIZERS, perturbed
@@ -75,12 +76,14 @@ def update(
       state: parameters in training and optimiser state.
       frozen: parameters that do not train; see `combine`.
       batch: group name to its rows of this step, B of each.
-      hyper: the method's hyper-parameters, `{group}_weight` of each term, `learning_rate`,
+      hyper: the method's hyper-parameters, `{group}_weight` of each term,
+        `orthogonality_weight` where the objective has such a penalty, `learning_rate`,
         `weight_decay`, `clip_norm`, `warmup_steps`, `total_steps`, `run_seed`, and under
         `optimizer` the options of that.
 
     Returns:
-      The next state, and scalars: loss, `{group}_loss`, grad_norm, learning_rate.
+      The next state, and scalars: loss, `{group}_loss`, `orthogonality_loss` where the objective
+      has one, grad_norm, learning_rate.
     """
     if spec.objective.dual is not None:
         hyper = {**hyper, "retain_weight": state.dual}
@@ -145,6 +148,8 @@ def run_steps(
         return state, {name: log[name].at[i].set(metrics[name]) for name in log}
 
     groups = [term.group for term in spec.objective.terms]
+    if spec.objective.orthogonality is not None:
+        groups.append("orthogonality")
     names = ["loss", *(f"{group}_loss" for group in groups), "grad_norm", "learning_rate"]
     capacity = next(iter(schedule.values())).shape[0]
     log = {name: jnp.zeros(capacity, jnp.float32) for name in names}
@@ -197,7 +202,10 @@ def _gradients(
     if spec.objective.rectify is None:
         counts = {group: _counts(rows.mask) for group, rows in batch.items()}
         loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
-        return _accumulate(loss_fn, trainable, batch, spec.micro_batches)
+        found = _accumulate(loss_fn, trainable, batch, spec.micro_batches)
+        if spec.objective.orthogonality is None:
+            return found
+        return _kept_apart(spec, found, trainable["lora"], frozen["apart_from"], hyper)
     # Unweighted: a retain weight of 0 must not take away the direction to rectify against.
     found = term_gradients(spec, trainable, frozen, batch, hyper)
     losses = {name: loss for name, ((loss, _), _) in found.items()}
@@ -208,6 +216,23 @@ def _gradients(
         lambda f, r: weights["forget"] * f + weights["retain"] * r, rectified, retain
     )
     return (sum(weights[name] * loss for name, loss in losses.items()), losses), grads
+
+
+def _kept_apart(
+    spec: StepSpec,
+    found: tuple[tuple[jax.Array, Metrics], Tree],
+    factors: Tree,
+    others: Tree,
+    hyper: Mapping[str, Any],
+) -> tuple[tuple[jax.Array, Metrics], Tree]:
+    """Loss, terms and gradient of a batch, with the penalty added once, not by micro-batch."""
+    (loss, losses), grads = found
+    weight = hyper["orthogonality_weight"]
+    penalty, slope = jax.value_and_grad(
+        partial(orthogonality_penalty, others, form=spec.objective.orthogonality)
+    )(factors)
+    grads = {**grads, "lora": jax.tree.map(lambda g, s: g + weight * s, grads["lora"], slope)}
+    return (loss + weight * penalty, {**losses, "orthogonality": penalty}), grads
 
 
 def term_gradients(

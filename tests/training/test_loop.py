@@ -14,6 +14,8 @@ from jaxunlearn.data import sampling, tokens
 from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import losses, registry
+from jaxunlearn.methods.orthogonality import orthogonality_penalty
+from jaxunlearn.models import lora
 from jaxunlearn.training import loop
 from jaxunlearn.training.loop import DivergedError, train
 from jaxunlearn.training.watching import Watch
@@ -237,3 +239,29 @@ def test_kl_keeps_the_start_model_as_reference_after_a_resume(tiny, job, tmp_pat
               on_steps=stop)  # fmt: skip
     resumed = train(tiny, tables, schedule, objective, hyper, TRAINING, checkpoints=tmp_path / "c")
     assert same(whole.params, resumed.params)
+
+
+def test_an_adapter_is_kept_apart_from_others(tiny, job, tmp_path):
+    """The penalty brings what both adapters read apart, and is part of what a checkpoint is of."""
+    tables, schedule, _, _ = job
+    one = ({"train": tables["forget"]}, {"train": schedule["forget"]})
+    adapter = AdapterConfig(rank=2)
+    other = lora.init(tiny.params, 2, key=jax.random.key(9))
+    objective = dataclasses.replace(registry.FINETUNE, orthogonality="abs_sum")
+
+    def trained(weight, apart_from=other, checkpoints=None):
+        log = []
+        model = train(
+            tiny, *one, objective, {"orthogonality_weight": weight}, TRAINING, adapter=adapter,
+            apart_from=apart_from, seed=1, checkpoints=checkpoints,
+            on_steps=lambda done, total, new: log.extend(new),
+        )  # fmt: skip
+        return model.adapter.factors, log
+
+    free, _ = trained(0.0)
+    apart, log = trained(0.01, checkpoints=tmp_path / "here")
+    before, after = (float(orthogonality_penalty(other, factors)) for factors in (free, apart))
+    assert after < 0.9 * before
+    assert log[-1]["orthogonality_loss"] < log[0]["orthogonality_loss"]
+    with pytest.raises(UserError, match="another"):
+        trained(0.01, lora.init(tiny.params, 2, key=jax.random.key(8)), tmp_path / "here")

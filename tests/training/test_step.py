@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from jaxunlearn.config import MethodConfig
-from jaxunlearn.methods import registry
+from jaxunlearn.methods import orthogonality, registry
 from jaxunlearn.models import lora, transformer
 from jaxunlearn.training import step as steps
 from jaxunlearn.training.statistics import Rows, combine
@@ -297,3 +298,33 @@ def test_combine_scales_the_adapter(tiny):
     np.testing.assert_array_equal(
         scaled["layers"]["mlp"]["up"]["a"], factors["layers"]["mlp"]["up"]["a"]
     )
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+@pytest.mark.parametrize("form", ["abs_sum", "sq_sum", "abs_mean"])
+def test_the_penalty_is_added_once_and_reaches_only_the_trained_a(tiny, form, micro_batches):
+    """With learning rate r and plain gradients by hand: loss, metric and gradient of the sum."""
+    objective = dataclasses.replace(registry.FINETUNE, orthogonality=form)
+    spec = StepSpec(tiny.config, objective, "constant", micro_batches)
+    plain = dataclasses.replace(spec, objective=registry.FINETUNE)
+    other, own = (lora.init(tiny.params, 2, key=jax.random.key(seed)) for seed in (0, 1))
+    own = jax.tree.map(lambda x: x + 0.1, own)
+    trainable, frozen = {"lora": own}, {"params": tiny.params, "lora_scale": jnp.float32(2.0)}
+    apart = {**frozen, "apart_from": other}
+    batch = {"train": rows(tiny.config, seed=1)}
+    numbers = {**NUMBERS, "orthogonality_weight": jnp.float32(0.3), "optimizer": {}}
+    (loss, losses), grads = steps._gradients(spec, trainable, apart, batch, numbers)
+    (base, _), without = steps._gradients(plain, trainable, frozen, batch, numbers)
+    value, slope = jax.value_and_grad(
+        lambda factors: orthogonality.orthogonality_penalty(other, factors, form=form)
+    )(own)
+    assert value > 0
+    np.testing.assert_allclose(losses["orthogonality"], value, rtol=1e-6)
+    np.testing.assert_allclose(loss, base + 0.3 * value, rtol=1e-6)
+    chex.assert_trees_all_close(
+        grads["lora"],
+        jax.tree.map(lambda g, s: g + 0.3 * s, without["lora"], slope),
+        rtol=1e-5, atol=1e-7,
+    )  # fmt: skip
+    for path, leaf in flatten_dict(slope).items():
+        assert (path[-1] == "a") == bool(jnp.abs(leaf).sum() > 0)

@@ -1,0 +1,52 @@
+"""What decides a training, as one number: a checkpoint of another training is refused by it."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from jaxunlearn.config import AdapterConfig, TrainingConfig
+from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.training.step import StepSpec
+
+
+def fingerprint(
+    model: LanguageModel,
+    tables: Mapping[str, TokenTable],
+    schedule: Mapping[str, np.ndarray],
+    spec: StepSpec,
+    numbers: Mapping[str, Any],
+    adapter: AdapterConfig | None,
+    seed: int,
+    training: TrainingConfig,
+    apart_from: Mapping[str, Any] | None,
+) -> str:
+    """A hash of everything that decides the training's outcome."""
+    digest = hashlib.sha256()
+    terms = [(t.group, t.loss.__module__, t.loss.__name__) for t in spec.objective.terms]
+    settings = (
+        spec.config,
+        terms,
+        spec.decay,
+        spec.micro_batches,
+        training.train_only,
+        spec.optimizer,
+        spec.objective.layer,
+        *([spec.objective.orthogonality] if apart_from else []),
+    )
+    digest.update(repr((settings, adapter, seed if adapter else None)).encode())
+    digest.update(repr(jax.tree.map(float, dict(numbers))).encode())
+    for group in sorted(tables):
+        table = tables[group]
+        arrays = [table.tokens, table.answer_mask, schedule[group]]
+        for array in arrays if table.labels is None else [*arrays, table.labels]:
+            digest.update(np.ascontiguousarray(array).tobytes())
+    trees = [dict(model.params), *([] if apart_from is None else [dict(apart_from)])]
+    for path, leaf in (item for tree in trees for item in sorted(flatten_dict(tree).items())):
+        digest.update(f"{path} {float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))}".encode())
+    return digest.hexdigest()
