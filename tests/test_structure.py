@@ -13,8 +13,8 @@ ORDER = [
     "errors", "writing", "validation", "user_file", "config_data", "config_reveal",
     "config", "config_file", "data", "models",
     "methods",
-    "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "evaluating",
-    "stages", "experiment", "shadows", "attacks", "sweep", "api", "harness", "commands", "cli",
+    "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "modules",
+    "evaluating", "stages", "experiment", "shadows", "attacks", "sweep", "api", "harness", "commands", "cli",
 ]  # fmt: skip
 
 

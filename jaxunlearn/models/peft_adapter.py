@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.checkpoint_hf import Placement, load_folder, write_tokenizer
-from jaxunlearn.models.families import family_of
+from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.families import family_of, read_config
 from jaxunlearn.models.folders import new_folder, read_json, write_json
 from jaxunlearn.models.hub import model_folder
 from jaxunlearn.models.language_model import LanguageModel
@@ -50,6 +52,25 @@ def load_adapter(
       UserError: another kind of adapter, an option that is not supported, a tensor that is missing
         or fits nowhere, or a base that cannot be loaded.
     """
+    where = folder / SETTINGS
+    source = model_folder(_base(read_json(where), where))
+    if (source / SETTINGS).is_file():
+        raise UserError(f"{where}: the base {source} is an adapter itself; merge that one first")
+    # First the small files: their faults show before the base is read.
+    adapter = read_adapter(folder, read_json(source / "config.json"))
+    return replace(load_folder(source, dtype=dtype, placement=placement), adapter=adapter)
+
+
+def read_adapter(folder: Path, hf_config: Mapping[str, Any]) -> Adapter:
+    """The adapter of a PEFT LoRA folder, without its base.
+
+    Args:
+      folder: with adapter_config.json and adapter_model.safetensors.
+      hf_config: the base's config.json.
+
+    Raises:
+      UserError: as `load_adapter`, but for the base.
+    """
     settings, where = read_json(folder / SETTINGS), folder / SETTINGS
     _check_settings(settings, where)
     tensors = _read_tensors(folder / TENSORS)
@@ -59,14 +80,11 @@ def load_adapter(
                 f"{where}: the adapter has tensors for {module.removeprefix(_PREFIX)}, which its "
                 "target_modules, exclude_modules or layers_to_transform leave out"
             )
-    source = model_folder(_base(settings, where))
-    if (source / SETTINGS).is_file():
-        raise UserError(f"{where}: the base {source} is an adapter itself; merge that one first")
-    base = load_folder(source, dtype=dtype, placement=placement)
+    config = read_config(hf_config, f"{where}: the base's config.json")
     factors: dict[tuple[str, ...], jax.Array] = {}
     usual = _scale(settings, "", where)
-    for weight in _modules(base):
-        names = [name.removesuffix(".weight") for name in weight.names(base.config.num_layers)]
+    for weight in _modules(config, hf_config):
+        names = [name.removesuffix(".weight") for name in weight.names(config.num_layers)]
         pairs = [_take(tensors, name, weight, folder / TENSORS) for name in names]
         if not any(pairs):
             continue
@@ -89,7 +107,7 @@ def load_adapter(
         raise UserError(
             f"{folder / TENSORS}: tensor {min(tensors)} has no place in the base model's layers"
         )
-    return LanguageModel(**{**base.__dict__, "adapter": Adapter(unflatten_dict(factors), usual)})
+    return Adapter(unflatten_dict(factors), usual)
 
 
 def export_adapter(
@@ -109,7 +127,7 @@ def export_adapter(
     from safetensors.numpy import save_file
 
     flat = flatten_dict(jax.device_get(dict(model.adapter.factors)))
-    table = _modules(model)
+    table = _modules(model.config, model.hf_config)
     tensors, ranks = {}, {}
     for weight in table:
         pairs = {p: flat.get((*p[:-1], "a")) for p, _ in weight.parts}
@@ -177,9 +195,9 @@ def _target(weight: Weight, table: Sequence[Weight]) -> str:
     return last if alone else ".".join(pieces[-2:])
 
 
-def _modules(model: LanguageModel) -> list[Weight]:
+def _modules(config: DecoderConfig, hf_config: Mapping[str, Any]) -> list[Weight]:
     """The linear layers that an adapter can sit on."""
-    weights = family_of(model.hf_config, "the model's config").weights(model.config)
+    weights = family_of(hf_config, "the model's config").weights(config)
     return [weight for weight in weights if weight.stacked and weight.module]
 
 
