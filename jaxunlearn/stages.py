@@ -31,13 +31,18 @@ from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.results import Table
 from jaxunlearn.evaluation.samples import samples
 from jaxunlearn.evaluation.suite import Evaluation
+from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.peft_adapter import export_adapter
+from jaxunlearn.modules import ModuleStore
 from jaxunlearn.progress import Bars
+from jaxunlearn.release import preparing
+from jaxunlearn.release.driver import read as iterations
+from jaxunlearn.release.driver import release
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 from jaxunlearn.training import optimizers
@@ -63,6 +68,8 @@ class Stages:
         need_tokenizer(self.base)
         self.limit = max_length(self.base, experiment)
         asked = experiment.requests
+        self.releases: dict[str, list[dict[str, Any]]] = {}
+        """Label of each procedure to its iterations."""
         self.requests = [] if asked is None else requests.split(self.data, asked)
         self._check_early()
         folder.create()
@@ -87,6 +94,9 @@ class Stages:
             found = encode_rows(self.base, rows, settings, self.limit, name, self._note)
             usable |= {rows[i] for i in found.kept}
         for method in (*settings.baselines, settings.method):
+            if method.name in registry.PROCEDURES:
+                preparing.check(self.base, self.data, settings, method)
+                continue
             check_method(self.base, method)
             for part in self.requests or [self.data]:
                 parts = (
@@ -120,7 +130,10 @@ class Stages:
     def unlearn(
         self, label: str, target: LanguageModel, method: MethodConfig
     ) -> tuple[LanguageModel, list[Evaluation]]:
-        """The target after one method, and its evaluation; after each request if there are some."""
+        """The target after one method, and its evaluation; after each request if there are some, or
+        after each iteration of a procedure."""
+        if method.name in registry.PROCEDURES:
+            return self._released(label, target, method)
         after = []
         for stage, model in self.unlearned(label, target, method):
             after.append(self.evaluate(stage, model))
@@ -139,6 +152,34 @@ class Stages:
             # Merged, because the next request has an adapter of its own.
             model = self._unlearn(stage, model, method, request.forget, request.retain).merged()
             yield stage, model
+
+    def _released(
+        self, label: str, target: LanguageModel, method: MethodConfig
+    ) -> tuple[LanguageModel, list[Evaluation]]:
+        model, after = target, []
+        with self.bars.stage(label) as bar:
+            job = preparing.prepare(
+                target,
+                self.data,
+                self.experiment,
+                method,
+                base=self._base(target),
+                folder=self.folder.path / "release" / label,
+                checkpoints=lambda stage: self.folder.checkpoints(f"{label}@{stage}"),
+                logger=lambda stage: self._logger(f"{label}@{stage}", bar.steps),
+                say=lambda text: self._note(f"{label}: {text}"),
+            )
+            store = ModuleStore(self.folder.path / "modules" / label)
+            rounds = release(job, store)
+            while (
+                found := self._timed(f"{label} training", lambda: next(rounds, None))
+            ) is not None:
+                done, model = found
+                after.append(self.evaluate(request_stage(label, done.number), model))
+        self.releases[label] = [dataclasses.asdict(one) for one in iterations(job.folder)]
+        if self.folder.read_evaluation(label) is None:
+            self.folder.write_evaluation(label, after[-1])
+        return model, after
 
     def _unlearn(
         self,
@@ -240,6 +281,8 @@ class Stages:
                 label: over_requests.history(self.requests, forget, known)
                 for label, known in histories.items()
             }
+        if self.releases:
+            summary["release"] = self.releases
         self._export(target, model, model_card(summary))
         report.write_report(
             self.folder.path / "report.html",
@@ -257,10 +300,14 @@ class Stages:
         export_model(model, path / "hf", card=card, overwrite=True)
         if model.adapter is None:
             return
-        base: str | Path = self.experiment.model.path or ""
-        if self.experiment.finetune is not None or target.adapter is not None:
-            base = export_model(target, path / "target", overwrite=True)
-        export_adapter(model, path / "adapter", base=base, overwrite=True)
+        export_adapter(model, path / "adapter", base=self._base(target), overwrite=True)
+
+    def _base(self, target: LanguageModel) -> str | Path:
+        """Where the model before unlearning is, for adapters of it; written if it is new."""
+        if self.experiment.finetune is None and target.adapter is None:
+            return self.experiment.model.path or ""
+        path = self.folder.path / "target"
+        return path if path.is_dir() else export_model(target, path)
 
     def _finetuned(
         self, stage: str, training: TrainingConfig, chosen: Sequence[int]

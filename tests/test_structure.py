@@ -14,7 +14,8 @@ ORDER = [
     "config", "config_file", "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "modules",
-    "evaluating", "stages", "experiment", "shadows", "attacks", "sweep", "api", "harness", "commands", "cli",
+    "release", "evaluating", "stages", "experiment", "shadows", "attacks", "sweep", "api",
+    "harness", "commands", "cli",
 ]  # fmt: skip
 
 

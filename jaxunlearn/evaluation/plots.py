@@ -13,8 +13,8 @@ from numbers import Real
 from typing import Any
 
 # Drawn with these, then replaced by the variable of the same place in the page's style sheet.
-_INK, _LINE = "#010101", "#020202"
-_SLOTS = ("#0072b2", "#d55e00", "#009e73", "#b5548f", "#b8860b", "#3f8fbf", "#7a5195", "#5b7a1e")
+INK, LINE = "#010101", "#020202"
+SLOTS = ("#0072b2", "#d55e00", "#009e73", "#b5548f", "#b8860b", "#3f8fbf", "#7a5195", "#5b7a1e")
 _MARKERS = "osD^vPXh"
 _DASHES = ((), (5, 2), (1, 1.5), (6, 2, 1, 2))
 _MAX_POINTS = 300  # per line: the page stays small
@@ -48,15 +48,15 @@ class Point:
 def styles(models: Iterable[str]) -> dict[str, Style]:
     """Model name to style: the target grey, the retrained model in ink, the others in order."""
     fixed = {
-        "target": Style(_LINE, "var(--grey)", "X", ()),
-        "retrained": Style(_INK, "var(--ink)", "*", (4, 2)),
+        "target": Style(LINE, "var(--grey)", "X", ()),
+        "retrained": Style(INK, "var(--ink)", "*", (4, 2)),
     }
     found: dict[str, Style] = {}
     for model in dict.fromkeys(models):
         number = sum(name not in fixed for name in found)
-        slot, turn = number % len(_SLOTS), number // len(_SLOTS)
+        slot, turn = number % len(SLOTS), number // len(SLOTS)
         found[model] = fixed.get(model) or Style(
-            _SLOTS[slot],
+            SLOTS[slot],
             f"var(--m{slot})",
             _MARKERS[(slot + turn) % len(_MARKERS)],
             _DASHES[turn % len(_DASHES)],
@@ -106,7 +106,7 @@ def _curve_panel(
 ) -> str:
     from matplotlib.ticker import MaxNLocator
 
-    figure, axes = _figure(3.7, 2.3)
+    figure, axes = new_figure(3.7, 2.3)
     everything = []
     for model in dict.fromkeys(row.get("model", "") for row in rows):
         series = [
@@ -124,7 +124,7 @@ def _curve_panel(
     _choose_scale(axes, everything)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.set_xlabel(axis)
-    return _svg(figure, name)
+    return inline_svg(figure, name)
 
 
 def _choose_scale(axes: Any, values: Sequence[float]) -> None:
@@ -196,7 +196,7 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: st
         "forget_efficacy"; or "forget_rouge", ROUGE-L recall on an inverted axis.
     """
     quality = metric == "forget_quality"
-    figure, axes = _figure(8.6, 4.2)
+    figure, axes = new_figure(8.6, 4.2)
     places = []
     for point in points:
         look = looks[point.model]
@@ -214,10 +214,10 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: st
         axes.set_yscale("log")
         lowest = min([y for _, y, _ in places] + [0.01])
         axes.set_ylim(max(lowest / 4, P_FLOOR / 4), 3)
-        axes.axhline(0.05, color=_LINE, lw=1, dashes=(3, 3), zorder=1)
+        axes.axhline(0.05, color=LINE, lw=1, dashes=(3, 3), zorder=1)
         axes.annotate(
             "p = 0.05", (0.004, 0.05), xycoords=("axes fraction", "data"), xytext=(0, 3),
-            textcoords="offset points", fontsize=8, color=_LINE,
+            textcoords="offset points", fontsize=8, color=LINE,
         )  # fmt: skip
         axes.yaxis.set_major_formatter(_power_of_ten)
         axes.minorticks_off()
@@ -230,7 +230,7 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: st
         axes.set_ylabel("forget ROUGE-L (inverted) →")
     figure.draw_without_rendering()  # the labels need the final places
     _label(axes, places)
-    return _svg(figure, "forget quality against model utility")
+    return inline_svg(figure, "forget quality against model utility")
 
 
 def _window(values: Sequence[float]) -> tuple[float, float]:
@@ -262,7 +262,7 @@ def _label(axes: Any, places: Sequence[tuple[float, float, str]]) -> None:
         taken.append(box)
         axes.annotate(
             place[2], place[:2], xytext=(9 if side == "left" else -9, up), fontsize=9,
-            textcoords="offset points", va="center_baseline", ha=side, color=_INK,
+            textcoords="offset points", va="center_baseline", ha=side, color=INK,
             parse_math=False, annotation_clip=False,
         )  # fmt: skip
 
@@ -272,7 +272,8 @@ def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
     return a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3]
 
 
-def _figure(width: float, height: float) -> tuple[Any, Any]:
+def new_figure(width: float, height: float) -> tuple[Any, Any]:
+    """An empty figure of so many inches, and its axes, in the colours of the page."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), layout="tight")
@@ -280,16 +281,16 @@ def _figure(width: float, height: float) -> tuple[Any, Any]:
     figure.patch.set_alpha(0)
     axes.patch.set_alpha(0)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_LINE)
-    axes.tick_params(colors=_LINE, labelcolor=_INK, labelsize=8, length=3)
-    axes.xaxis.label.set(color=_INK, fontsize=9)
-    axes.yaxis.label.set(color=_INK, fontsize=9)
-    axes.grid(axis="y", color=_LINE, alpha=0.25, lw=0.6)
+    axes.spines[["left", "bottom"]].set_color(LINE)
+    axes.tick_params(colors=LINE, labelcolor=INK, labelsize=8, length=3)
+    axes.xaxis.label.set(color=INK, fontsize=9)
+    axes.yaxis.label.set(color=INK, fontsize=9)
+    axes.grid(axis="y", color=LINE, alpha=0.25, lw=0.6)
     axes.margins(y=0.1)
     return figure, axes
 
 
-def _svg(figure: Any, title: str) -> str:
+def inline_svg(figure: Any, title: str) -> str:
     """The figure as inline SVG: no prolog, metadata, own fonts, own ids or fixed colours."""
     import matplotlib
 
@@ -302,9 +303,9 @@ def _svg(figure: Any, title: str) -> str:
     text = re.sub(r"<!--.*?-->\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'<g id="[^"]*">', "<g>", text)
     text = re.sub(r"font: ([\d.]+)px [^;\"]+", r"font-size: \1px; font-family: inherit", text)
-    for number, color in enumerate(_SLOTS):
+    for number, color in enumerate(SLOTS):
         text = text.replace(color, f"var(--m{number})")
-    text = text.replace(_INK, "var(--ink)").replace(_LINE, "var(--grey)")
+    text = text.replace(INK, "var(--ink)").replace(LINE, "var(--grey)")
     size = re.search(r'viewBox="0 0 ([\d.]+) ', text)
     width = f"style='max-width:{round(float(size[1]) * 4 / 3)}px'" if size else ""
     return re.sub(

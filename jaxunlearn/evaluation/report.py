@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxunlearn.evaluation import over_requests, plots, same_rows, tabular
+from jaxunlearn.evaluation import over_iterations, over_requests, plots, same_rows, tabular
 from jaxunlearn.evaluation.columns import (
     MISSING,
     Summary,
@@ -86,7 +86,7 @@ def write_report(
       tables: heading to further table.
     """
     rows = [("", model, values) for model, values in with_training(summary).items()]
-    histories = summary.get("requests", {})
+    histories, release = summary.get("requests", {}), summary.get("release", {})
     looks = plots.styles([*summary["models"], *(row.get("model", "") for row in curves)])
     _write(
         Path(path),
@@ -106,7 +106,8 @@ def write_report(
         open_samples=_OPEN_SAMPLES,
         heat_maps=heat_maps,
         comparisons=_paired(comparisons, "the main method with the other models"),
-        tables=tables,
+        release=over_iterations.panels(release),
+        tables={**over_iterations.tables(release), **tables},
         notes=summary.get("notes", []),
         config=_yaml(summary.get("config", {})),
         facts={
@@ -159,6 +160,7 @@ def write_comparison(
         layers=[],
         layers_legend=[],
         request_rows=[],
+        release=[],
         legend=[],
         samples=[],
         open_samples=0,

@@ -1,0 +1,157 @@
+"""From a config and its data to a Reveal-and-Release that can start, or a fault before it does."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
+from jaxunlearn.config_reveal import RevealConfig
+from jaxunlearn.data import tokens
+from jaxunlearn.data.rows import Row, Text, UnlearningData
+from jaxunlearn.data.tokens import TokenTable
+from jaxunlearn.errors import UserError
+from jaxunlearn.methods import registry
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.release.iteration import Job
+from jaxunlearn.reveal import scorers
+from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
+
+WATCHED = 64
+"""Rows whose NLL is measured, spread over all."""
+
+
+def prepare(
+    model: LanguageModel,
+    data: UnlearningData,
+    experiment: Experiment,
+    method: MethodConfig,
+    *,
+    base: str | Path,
+    folder: Path,
+    checkpoints: Callable[[str], Path],
+    logger: Callable[[str], Callable[..., None]],
+    say: Callable[[str], None],
+) -> Job:
+    """All that the iterations share.
+
+    Args:
+      model: the one that is to forget.
+      data: its forget rows give the questions, unless `reveal.prompts` does.
+      experiment: all settings.
+      method: the procedure's.
+      base: folder or Hub id of the model, for PEFT.
+      folder: for what is revealed and found.
+      checkpoints: the folder of a training, by its stage.
+      logger: what a training of a stage tells its steps to.
+      say: called with what the user should know.
+
+    Raises:
+      UserError: there is no adapter section or no scorer, a file of prompts or instructions cannot
+        be used, or a question leaves no room for an answer.
+    """
+    if experiment.adapter is None:
+        raise UserError(
+            f"adapter: is missing; method {method.name} trains adapters, so give their rank and"
+            " alpha, such as adapter: {rank: 8, alpha: 16}"
+        )
+    reveal = experiment.reveal or RevealConfig()
+    pairing = sampling_of(experiment, method)
+    if isinstance(pairing.match_steps, str):
+        raise UserError(
+            f"sampling.match_steps: method {method.name} pairs no rows; give a number of steps, or"
+            " leave it out"
+        )
+    questions = _questions(reveal, data)
+    instructions = _instructions(reveal, data)
+    _check_room(model, questions, instructions, reveal, experiment)
+    start, limit = model.merged(), max_length(model, experiment)
+
+    def table(rows: Sequence[Row], what: str) -> TokenTable:
+        count = min(WATCHED, len(rows))
+        chosen = [rows[i * len(rows) // count] for i in range(count)]
+        return encode_rows(start, chosen, experiment, limit, what, say).table
+
+    return Job(
+        start=start,
+        base=base,
+        forget=data.forget,
+        retain=data.retain,
+        questions=questions,
+        scorer=scorers.make(reveal.scorer, data.theme),
+        instructions=instructions,
+        retain_table=table(data.retain, "retain"),
+        forget_table=table(data.forget, "forget"),
+        experiment=experiment,
+        settings=registry.procedure_settings(method),
+        reveal=reveal,
+        adapter=experiment.adapter,
+        training=training_of(experiment, method),
+        steps=pairing.match_steps,
+        folder=folder,
+        checkpoints=checkpoints,
+        logger=logger,
+        say=say,
+    )
+
+
+def _questions(reveal: RevealConfig, data: UnlearningData) -> list[Text]:
+    """What is put to the model, each once."""
+    if reveal.prompts is None:
+        return list(dict.fromkeys(row.text("") for row in data.forget))
+    # They are asked as the forget rows are; plain texts have no template either.
+    raw = any(row.raw or not row.question for row in data.forget)
+    return [Text(line, "", raw) for line in _lines(reveal.prompts, "reveal.prompts")]
+
+
+def _instructions(reveal: RevealConfig, data: UnlearningData) -> Sequence[str]:
+    if reveal.instructions is not None:
+        return _lines(reveal.instructions, "reveal.instructions")
+    found = () if data.theme is None else data.theme.instructions
+    if reveal.proposer == "written" and not found:
+        raise UserError(
+            "reveal.instructions: is missing, and the data has none of its own; give a file with"
+            " an instruction in each line, or another reveal.proposer"
+        )
+    return found
+
+
+def _lines(path: str, key: str) -> list[str]:
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{key}: {path} cannot be read ({error}); give a text file with one in each line"
+        ) from None
+    found = list(dict.fromkeys(line for line in text.splitlines() if line.strip()))
+    if not found:
+        raise UserError(f"{key}: {path} has no lines; give a text file with one in each line")
+    return found
+
+
+def _check_room(
+    model: LanguageModel,
+    questions: Sequence[Text],
+    instructions: Sequence[str],
+    reveal: RevealConfig,
+    experiment: Experiment,
+) -> None:
+    """The longest question with the longest thing before it must leave room for an answer."""
+    tokenizer = need_tokenizer(model)
+    ids = [
+        tokens.prompt_tokens(
+            tokenizer, text.question, template=experiment.data.template, raw=text.raw
+        )
+        for text in questions
+    ]
+    before = {
+        "none": 0,
+        "written": max((len(tokenizer(one)["input_ids"]) for one in instructions), default=0),
+        "soft": reveal.soft_tokens,
+        "decoded": reveal.max_new_tokens,
+    }[reveal.proposer]
+    longest, positions = max(map(len, ids)) + before, model.config.max_positions
+    if longest + reveal.max_new_tokens > positions:
+        raise UserError(
+            f"reveal.max_new_tokens: {reveal.max_new_tokens} and the longest question with what"
+            f" comes before it, {longest} tokens, are more than the model's {positions} positions;"
+            " lower it, or shorten the questions"
+        )
