@@ -115,7 +115,7 @@ class RevealConfig:
     bandit: Bandit = Field(default_factory=Bandit)
     soft_tokens: Count = 5
     """Length of a soft prompt."""
-    dimension: Count = 10
+    dimension: Annotated[int, Field(ge=1, le=21201)] = 10
     """Of the Sobol points that are projected to soft prompts."""
     pooling: Literal["last", "mean", "max"] = "last"
     """Of the last layer's hidden states, what the bandit sees of a candidate."""
@@ -128,6 +128,8 @@ class RevealConfig:
     rows: Count = 1000
     """Answers drawn from them, or from the plain questions, before the filters."""
     max_new_tokens: Count = 64
+    batch_size: Count = 32
+    """Answers drawn together, and candidates whose hidden states are computed together."""
     temperature: Positive = 1.0
     top_p: Annotated[float, Field(gt=0, le=1)] = 0.95
     filters: Filters = Field(default_factory=Filters)

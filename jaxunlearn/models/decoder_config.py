@@ -54,6 +54,7 @@ class DecoderConfig:
     embedding_scale: float | None = None
     learned_positions: bool = False
     tie_embeddings: bool = False
+    soft_rows: int = 0  # embeddings of further ids after the vocabulary's, which no head predicts
     remat: bool = False  # recompute each layer in the backward pass instead of storing it
     dtype: str = "float32"  # of the computation; parameters keep their own
 

@@ -358,10 +358,11 @@ def _check_prompts(
                 f"the model's {config.max_positions} positions leave room for {max(room, 0)}: "
                 "shorten the prompt or lower max_new_tokens"
             )
-        if not 0 <= min(prompt) <= max(prompt) < config.vocab_size:
+        ids = config.vocab_size + config.soft_rows
+        if not 0 <= min(prompt) <= max(prompt) < ids:
             raise UserError(
                 f"prompt {row} holds token ids from {min(prompt)} to {max(prompt)}, but the "
-                f"model's vocabulary has ids 0 to {config.vocab_size - 1}: use its own tokenizer"
+                f"model's vocabulary has ids 0 to {ids - 1}: use its own tokenizer"
             )
 
 

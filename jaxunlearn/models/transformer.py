@@ -319,6 +319,12 @@ class Embedding(nn.Module):
         x_BTD = self.param("embedding", _normal, shape, jnp.float32)[tokens].astype(config.dtype)
         if config.embedding_scale is not None:
             x_BTD = x_BTD * jnp.asarray(config.embedding_scale, config.dtype)
+        if config.soft_rows:
+            table = self.param("soft", _normal, (config.soft_rows, config.hidden_size), jnp.float32)
+            rows_BT = tokens - config.vocab_size
+            soft_BTD = table[jnp.maximum(rows_BT, 0)].astype(config.dtype)
+            # Not scaled, like the `inputs_embeds` of transformers.
+            x_BTD = jnp.where((rows_BT >= 0)[..., None], soft_BTD, x_BTD)
         if config.learned_positions:
             shape = (config.max_positions, config.hidden_size)
             table = self.param("positions", _normal, shape, jnp.float32)

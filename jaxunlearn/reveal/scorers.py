@@ -15,23 +15,37 @@ Scorer = Callable[[Sequence[str]], np.ndarray]
 def load(name: str, *, key: str) -> Scorer:
     """A user's own scorer; what it returns is checked.
 
-    Messages name texts by their row, counted from 0, and do not show them: they may be such as
-    nobody should have to read.
-
     Args:
       name: path/to/file.py:function; the function gets a list of texts.
       key: the config key that holds the name, for messages.
 
     Raises:
-      UserError: now, if the function cannot be loaded; when it is called, if it fails or does not
-        return one number in [0, 1] per text.
+      UserError: now, if the function cannot be loaded; when it is called, as `checked` says.
     """
-    function = user_function(name, key=key)
+    return checked(user_function(name, key=key), f"{key}: {name}")
 
-    def score(texts: Sequence[str]) -> np.ndarray:
-        where, n = f"{key}: {name}", len(texts)
+
+def checked(function: Callable[[list[Any]], Any], where: str) -> Callable[[Sequence[Any]], Any]:
+    """A scorer whose faults are messages.
+
+    They name texts by their row, counted from 0, and do not show them: they may be such as nobody
+    should have to read.
+
+    Args:
+      function: from a list of n texts, of any kind, to n numbers.
+      where: what a message begins with.
+
+    Returns:
+      A function from n texts to float64 [n]. It raises UserError if the scorer fails, or does not
+      return one number in [0, 1] per text.
+    """
+
+    def score(texts: Sequence[Any]) -> np.ndarray:
+        n = len(texts)
         try:
             found = function(list(texts))
+        except UserError:
+            raise
         except Exception as error:  # a user's code can fail in any way
             row, fault = _failing_row(function, texts, error)
             raise UserError(
@@ -56,7 +70,7 @@ def load(name: str, *, key: str) -> Scorer:
 
 
 def _failing_row(
-    function: Callable[[list[str]], Any], texts: Sequence[str], error: Exception
+    function: Callable[[list[Any]], Any], texts: Sequence[Any], error: Exception
 ) -> tuple[str, Exception]:
     """The first text on which the scorer fails alone, and how."""
     for row, text in enumerate(texts):
