@@ -35,6 +35,7 @@ from jaxunlearn.release.iteration import (
     weighed,
 )
 from jaxunlearn.reveal.harvest import Harvest, harvest
+from jaxunlearn.reveal.proposing import proposer
 from jaxunlearn.reveal.search import Rated, search
 from jaxunlearn.writing import write_text
 
@@ -151,14 +152,25 @@ def _searched(job: Job, model: LanguageModel, number: int) -> list[Rated]:
     """What brings answers out best, if it is to be searched."""
     if job.reveal.proposer == "none":
         return []
+    template, seed = job.experiment.data.template, job.seed(number, 4)
+    questions = [text.question for text in job.questions]
+    propose = proposer(
+        model,
+        questions,
+        job.scorer,
+        job.reveal,
+        instructions=job.instructions,
+        template=template,
+        seed=seed,
+    )
     return search(
         model,
-        job.questions,
+        questions,
         job.scorer,
-        job.instructions,
+        propose,
         job.reveal,
-        template=job.experiment.data.template,
-        seed=job.seed(number, 4),
+        template=template,
+        seed=seed,
         log=job.folder / str(number) / "search.jsonl",
         say=job.say,
     )[: job.reveal.best]

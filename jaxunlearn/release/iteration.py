@@ -177,7 +177,7 @@ def measure(
     answers = draw(
         now,
         [None] * count,
-        asked,
+        [text.question for text in asked],
         job.reveal,
         template=job.experiment.data.template,
         seed=job.seed(number, 3),

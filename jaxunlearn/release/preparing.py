@@ -45,24 +45,10 @@ def prepare(
       say: called with what the user should know.
 
     Raises:
-      UserError: there is no adapter section or no scorer, a file of prompts or instructions cannot
-        be used, or a question leaves no room for an answer.
+      UserError: as `check`.
     """
-    if experiment.adapter is None:
-        raise UserError(
-            f"adapter: is missing; method {method.name} trains adapters, so give their rank and"
-            " alpha, such as adapter: {rank: 8, alpha: 16}"
-        )
+    check(model, data, experiment, method)
     reveal = experiment.reveal or RevealConfig()
-    pairing = sampling_of(experiment, method)
-    if isinstance(pairing.match_steps, str):
-        raise UserError(
-            f"sampling.match_steps: method {method.name} pairs no rows; give a number of steps, or"
-            " leave it out"
-        )
-    questions = _questions(reveal, data)
-    instructions = _instructions(reveal, data)
-    _check_room(model, questions, instructions, reveal, experiment)
     start, limit = model.merged(), max_length(model, experiment)
 
     def table(rows: Sequence[Row], what: str) -> TokenTable:
@@ -75,9 +61,9 @@ def prepare(
         base=base,
         forget=data.forget,
         retain=data.retain,
-        questions=questions,
+        questions=_questions(reveal, data),
         scorer=scorers.make(reveal.scorer, data.theme),
-        instructions=instructions,
+        instructions=_instructions(reveal, data),
         retain_table=table(data.retain, "retain"),
         forget_table=table(data.forget, "forget"),
         experiment=experiment,
@@ -85,12 +71,43 @@ def prepare(
         reveal=reveal,
         adapter=experiment.adapter,
         training=training_of(experiment, method),
-        steps=pairing.match_steps,
+        steps=sampling_of(experiment, method).match_steps,
         folder=folder,
         checkpoints=checkpoints,
         logger=logger,
         say=say,
     )
+
+
+def check(
+    model: LanguageModel, data: UnlearningData, experiment: Experiment, method: MethodConfig
+) -> None:
+    """Refuses what would fail only after the first training.
+
+    Raises:
+      UserError: there is no adapter section or no scorer, a file of prompts or instructions cannot
+        be used, a question leaves no room for an answer, or sections exclude each other.
+    """
+    if experiment.adapter is None:
+        raise UserError(
+            f"adapter: is missing; method {method.name} trains adapters, so give their rank and"
+            " alpha, such as adapter: {rank: 8, alpha: 16}"
+        )
+    for section in ("requests", "stop", "select"):
+        if getattr(experiment, section) is not None:
+            raise UserError(
+                f"{section}: is for methods that are one training; method {method.name} has"
+                " iterations and stop rules of its own, so remove it"
+            )
+    if isinstance(sampling_of(experiment, method).match_steps, str):
+        raise UserError(
+            f"sampling.match_steps: method {method.name} pairs no rows; give a number of steps, or"
+            " leave it out"
+        )
+    reveal = experiment.reveal or RevealConfig()
+    scorers.make(reveal.scorer, data.theme)
+    questions, instructions = _questions(reveal, data), _instructions(reveal, data)
+    _check_room(model, questions, instructions, reveal, experiment)
 
 
 def _questions(reveal: RevealConfig, data: UnlearningData) -> list[Text]:

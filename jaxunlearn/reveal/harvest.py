@@ -96,7 +96,7 @@ def harvest(
 
 def _drawn(
     model: LanguageModel,
-    questions: Sequence[Text],
+    texts: Sequence[Text],
     candidates: Sequence[Candidate | None],
     settings: RevealConfig,
     template: str,
@@ -104,10 +104,12 @@ def _drawn(
     iteration: int,
 ) -> list[dict[str, Any]]:
     rng, count = np.random.default_rng(seed), settings.rows
-    asked = [questions[i] for i in _dealt(rng, len(questions), count)]
+    asked = [texts[i] for i in _dealt(rng, len(texts), count)]
     # Each candidate meets all kinds of questions, because these come in an order of their own.
     by = [candidates[i % len(candidates)] for i in range(count)]
-    answers = draw(model, by, asked, settings, template=template, seed=seed)
+    answers = draw(
+        model, by, [text.question for text in asked], settings, template=template, seed=seed
+    )
     return [
         {
             "question": text.question,
