@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn import __version__, commands
+from jaxunlearn import __version__, commands, commands_adapter
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -99,6 +99,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top-k", type=int, default=0, metavar="K", help="0 (default): all tokens")
     sub.add_argument("--top-p", type=float, default=1.0, metavar="P")
     sub.add_argument("--seed", type=int, default=0)
+    modules_help = "of the run: its target with these adapter modules only, or with none"
+    sub.add_argument("--modules", metavar="NAME,NAME", help=modules_help)
 
     sub = command("convert", "Hugging Face folder to Orbax and back; adapters are merged")
     sub.add_argument("source", help=f"{model_help}, or Orbax folder")
@@ -124,6 +126,31 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--samples", type=int, default=8, metavar="N", help="per question; default 8")
     sub.add_argument("--only", **many, metavar="NAME", help="may be repeated; default: all")
     sub.add_argument("--output", metavar="FILE", help="of several runs; default: attacks.html")
+
+    about = "list a run's requests to forget, each an adapter module, and put them together anew"
+    group = subparsers.add_parser("adapter", help=about, description=about)
+    group = group.add_subparsers(required=True, metavar="COMMAND")
+    kinds = {
+        "list": (commands_adapter.list_modules, "weight, rank, size and overlap of each module"),
+        "merge": (commands_adapter.merge, "the target with all modules"),
+        "subtract": (commands_adapter.subtract, "the same, and W times one module taken off"),
+        "remove": (commands_adapter.remove, "the target with all modules but one"),
+    }
+    for kind, (function, text) in kinds.items():
+        sub = group.add_parser(kind, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(command=function)
+        sub.add_argument("run", metavar="RUN", help="run folder; it is left as it is")
+        if kind in ("subtract", "remove"):
+            sub.add_argument("name", metavar="NAME", help="module, as `adapter list` has it")
+        sub.add_argument("--method", metavar="LABEL", help="of the run; default: its main one")
+        if kind == "list":
+            continue
+        sub.add_argument("-o", "--output", required=True, metavar="DIR", help="new folder")
+        if kind == "subtract":
+            sub.add_argument("--weight", type=float, default=1.0, metavar="W", help="default 1")
+        sub.add_argument("--set", **many, metavar="NAME=WEIGHT", help="another weight; repeatable")
+        peft_help = "write one PEFT adapter beside the target instead of a merged model"
+        sub.add_argument("--peft", action="store_true", help=peft_help)
 
     command("methods", "list methods, their hyper-parameters and sources")
     command("samplers", "list samplers")

@@ -153,7 +153,7 @@ def generate(options: argparse.Namespace) -> None:
     if options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens: is {options.max_new_tokens}; use 1 or more")
     sampling = Sampling(options.temperature, options.top_k, options.top_p)
-    model = _model(options.model)
+    model = _model(options.model, modules=options.modules)
     tokenizer = need_tokenizer(model)
     if options.question is not None:
         template = _template(options.model)
@@ -296,8 +296,14 @@ def families(options: argparse.Namespace) -> None:
         print(f"{name:<12} {family.covers} ({family.architecture})")
 
 
-def _model(path: str, *, dtype: str | None = None) -> Any:
-    """A model folder or Hub id, or the unlearned model of a run folder."""
+def _model(path: str, *, dtype: str | None = None, modules: str | None = None) -> Any:
+    """A model folder or Hub id, or of a run folder the unlearned model, or its target with some of
+    its modules."""
+    if modules is not None:
+        from jaxunlearn.run_modules import open_run
+
+        names = [] if modules == "none" else modules.split(",")
+        return open_run(path).some(names)
     from jaxunlearn.models.loading import load_model
 
     folder = Path(path)

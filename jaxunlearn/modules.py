@@ -7,10 +7,10 @@ there, and config.json of the model that all are for, so that factors are read w
 import filecmp
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -56,7 +56,15 @@ class ModuleStore:
         Raises:
           UserError: the index is damaged.
         """
-        return [Module(one["name"], one["weight"], one["about"]) for one in self._index()]
+        return [_module(one) for one in self._index()]
+
+    def module(self, name: str) -> Module:
+        """The entry of one.
+
+        Raises:
+          UserError: there is no such module.
+        """
+        return _module(self._entry(name))
 
     def path(self, name: str) -> Path:
         """A module's PEFT folder.
@@ -65,6 +73,14 @@ class ModuleStore:
           UserError: there is no such module.
         """
         return self.folder / self._entry(name)["folder"]
+
+    def rank(self, name: str) -> int:
+        """A module's rank, the largest of its targets.
+
+        Raises:
+          UserError: there is no such module.
+        """
+        return self._entry(name)["rank"]
 
     def adapter(self, name: str) -> Adapter:
         """A module's adapter, bit for bit as it was written; where a file fuses projections that
@@ -109,11 +125,11 @@ class ModuleStore:
         about = {**vars(module), "weight": float(module.weight)}
         new = {**about, "rank": _rank(adapter), "folder": place}
         if old == {**new, "folder": taken} and _same(made, self.folder / taken):
-            shutil.rmtree(made)
+            rmtree(made)
             return
         self._write_json(_INDEX, [new if one is old else one for one in index] + [new] * (not old))
         if old is not None:
-            shutil.rmtree(self.folder / taken, ignore_errors=True)
+            rmtree(self.folder / taken, ignore_errors=True)
 
     def stacked(self, readers: Sequence[Sequence[str]] | None = None) -> Tree:
         """Adapters side by side for `generate(..., lora=, choice=)`: row by row another one.
@@ -164,6 +180,11 @@ class ModuleStore:
         write_text(self.folder / name, text)
 
 
+def modules_folder(run: Path, label: str) -> Path:
+    """Where a run keeps the modules of a method."""
+    return run / "modules" / label
+
+
 def composed(model: LanguageModel, parts: Sequence[tuple[float, Adapter]]) -> LanguageModel:
     """The model with one adapter, the weighted sum of the parts.
 
@@ -182,6 +203,10 @@ def composed(model: LanguageModel, parts: Sequence[tuple[float, Adapter]]) -> La
         parts = [(1.0, model.adapter), *parts]
     weights, adapters = zip(*parts, strict=True)
     return replace(model, adapter=concatenate(adapters, weights))
+
+
+def _module(entry: dict[str, Any]) -> Module:
+    return Module(entry["name"], entry["weight"], entry["about"])
 
 
 def _rank(adapter: Adapter) -> int:

@@ -37,8 +37,9 @@ from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
+from jaxunlearn.models.lora import Adapter
 from jaxunlearn.models.peft_adapter import export_adapter
-from jaxunlearn.modules import ModuleStore
+from jaxunlearn.modules import Module, ModuleStore, modules_folder
 from jaxunlearn.progress import Bars
 from jaxunlearn.release import preparing
 from jaxunlearn.release.driver import read as iterations
@@ -62,6 +63,7 @@ class Stages:
         self.notes: list[str] = []
         self.judge: LanguageModel | None = None
         """The model before unlearning, once it is there; it embeds the texts of all models."""
+        self._target_at: str | Path | None = None
         self._looked: tuple[weakref.ref[LanguageModel], Table] | None = None
         self.data = formats.load(experiment.data, experiment.seed)
         self.base = base_model(experiment, self.data)
@@ -135,23 +137,45 @@ class Stages:
         if method.name in registry.PROCEDURES:
             return self._released(label, target, method)
         after = []
-        for stage, model in self.unlearned(label, target, method):
+        for number, trained in enumerate(self.unlearned(label, target, method), 1):
+            stage, model, adapter = trained
+            if adapter is not None:
+                self._keep(label, number, adapter, target)
             after.append(self.evaluate(stage, model))
         return model, after
 
     def unlearned(
         self, label: str, target: LanguageModel, method: MethodConfig
-    ) -> Iterator[tuple[str, LanguageModel]]:
-        """The stage and its model: once, or after each request if there are some."""
+    ) -> Iterator[tuple[str, LanguageModel, Adapter | None]]:
+        """The stage, its model and the adapter that it trained, if any: once, or after each request
+        if there are some."""
         if self.experiment.requests is None:
-            yield label, self._unlearn(label, target, method, self.data.forget, self.data.retain)
+            model = self._unlearn(label, target, method, self.data.forget, self.data.retain)
+            yield label, model, model.adapter
             return
         model = target
         for number, request in enumerate(self.requests, 1):
             stage = request_stage(label, number)
+            trained = self._unlearn(stage, model, method, request.forget, request.retain)
             # Merged, because the next request has an adapter of its own.
-            model = self._unlearn(stage, model, method, request.forget, request.retain).merged()
-            yield stage, model
+            model = trained.merged()
+            yield stage, model, trained.adapter
+
+    def _keep(self, label: str, number: int, adapter: Adapter, target: LanguageModel) -> None:
+        """Stores a request's adapter; without requests all forget rows are the first."""
+        about = self.requests[number - 1].name if self.requests else _about(self.data.forget)
+        store = ModuleStore(modules_folder(self.folder.path, label))
+        module = Module(f"request_{number}", 1.0, about)
+        store.write(module, adapter, target, self._target_folder(target))
+
+    def _target_folder(self, target: LanguageModel) -> str | Path:
+        """Where the target's weights are, on top of which adapters are; exported if need be."""
+        if self._target_at is None:
+            self._target_at = self.experiment.model.path or ""
+            if self.experiment.finetune is not None or target.adapter is not None:
+                place = self.folder.path / "target"
+                self._target_at = export_model(target, place, overwrite=True)
+        return self._target_at
 
     def _released(
         self, label: str, target: LanguageModel, method: MethodConfig
@@ -163,13 +187,13 @@ class Stages:
                 self.data,
                 self.experiment,
                 method,
-                base=self._base(target),
+                base=self._target_folder(target),
                 folder=self.folder.path / "release" / label,
                 checkpoints=lambda stage: self.folder.checkpoints(f"{label}@{stage}"),
                 logger=lambda stage: self._logger(f"{label}@{stage}", bar.steps),
                 say=lambda text: self._note(f"{label}: {text}"),
             )
-            store = ModuleStore(self.folder.path / "modules" / label)
+            store = ModuleStore(modules_folder(self.folder.path, label))
             rounds = release(job, store)
             while (
                 found := self._timed(f"{label} training", lambda: next(rounds, None))
@@ -300,14 +324,8 @@ class Stages:
         export_model(model, path / "hf", card=card, overwrite=True)
         if model.adapter is None:
             return
-        export_adapter(model, path / "adapter", base=self._base(target), overwrite=True)
-
-    def _base(self, target: LanguageModel) -> str | Path:
-        """Where the model before unlearning is, for adapters of it; written if it is new."""
-        if self.experiment.finetune is None and target.adapter is None:
-            return self.experiment.model.path or ""
-        path = self.folder.path / "target"
-        return path if path.is_dir() else export_model(target, path)
+        base = self._target_folder(target)
+        export_adapter(model, path / "adapter", base=base, overwrite=True)
 
     def _finetuned(
         self, stage: str, training: TrainingConfig, chosen: Sequence[int]
@@ -355,6 +373,12 @@ class Stages:
         result = work()
         self.folder.add_timing(what, time.perf_counter() - begin)
         return result
+
+
+def _about(rows: Sequence[Row]) -> str:
+    """Whom rows are about, or how many there are."""
+    entities = list(dict.fromkeys(row.entity for row in rows if row.entity))
+    return ", ".join(entities) or f"{len(rows)} forget rows"
 
 
 def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:

@@ -71,7 +71,7 @@ def load(
             if label == list(methods)[-1]:
                 yield label, load_model(folder / "hf")
             else:
-                *_, (_, model) = work.unlearned(label, work.target(), methods[label])
+                *_, (_, model, _) = work.unlearned(label, work.target(), methods[label])
                 yield label, model
 
 

@@ -65,14 +65,19 @@ def overlaps(first: Adapter, second: Adapter) -> dict[str, dict[Path, jax.Array]
     """
     ones, twos = factor_pairs(first), factor_pairs(second)
     shared = sorted(ones.keys() & twos.keys())
-    across = inner_products(first, second)
-    own, other = inner_products(first, first), inner_products(second, second)
     return {
         "a_subspace": {p: subspace_overlap(ones[p][0], twos[p][0]) for p in shared},
         "b_subspace": {p: subspace_overlap(ones[p][1].mT, twos[p][1].mT) for p in shared},
         "a_product": {p: relative_product(ones[p][0], twos[p][0]) for p in shared},
-        "delta_cosine": {p: _ratio(across[p], jnp.sqrt(own[p] * other[p])) for p in shared},
+        "delta_cosine": delta_cosine(first, second),
     }
+
+
+def delta_cosine(first: Adapter, second: Adapter) -> dict[Path, jax.Array]:
+    """The last of the `overlaps` by itself; it takes no decomposition."""
+    across = inner_products(first, second)
+    own, other = inner_products(first, first), inner_products(second, second)
+    return {p: _ratio(across[p], jnp.sqrt(own[p] * other[p])) for p in sorted(across)}
 
 
 def subspace_overlap(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -161,6 +161,24 @@ def factor_negate(start: Adapter, trained: Adapter, weight: float = 1.0) -> Adap
     return Adapter(jax.tree.map(leaf, start.scaled, trained.scaled), 1.0)
 
 
+def negate_ia3(scaling: Tree, weight: float = 1.0) -> Tree:
+    """(1 + weight) - weight * l: rescaling vectors that undo instead of do.
+
+    (IA)^3 (arXiv 2205.05638) multiplies activations by l and does nothing at l = 1, so that what it
+    adds is l - 1; of that the result has -weight times.
+
+    Args:
+      scaling: vectors l at any paths.
+      weight: 1 mirrors: 2 - l.
+
+    Reference: Zhang et al., Composing parameter-efficient modules, arXiv 2306.14870.
+
+    >>> negate_ia3({"k": jnp.array([1.0, 1.25])}, 2.0)["k"].tolist()
+    [1.0, 0.5]
+    """
+    return jax.tree.map(lambda leaf: (1 + weight) - weight * leaf, scaling)
+
+
 def random_like(adapter: Adapter, *, key: jax.Array) -> Adapter:
     """A random adapter of the same rank, with the same Frobenius norm of every delta: a control."""
     norms, pairs = _norms(adapter), factor_pairs(adapter)
