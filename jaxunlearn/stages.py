@@ -8,13 +8,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
-
 from jaxunlearn import config as configs
 from jaxunlearn import config_file
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
-from jaxunlearn.data import formats, requests, tokens
-from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
+from jaxunlearn.data import formats, requests
+from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluating import (
     UTILITY,
@@ -32,13 +30,12 @@ from jaxunlearn.evaluation.results import Table
 from jaxunlearn.evaluation.samples import samples
 from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
-from jaxunlearn.models import transformer
 from jaxunlearn.models.checkpoint_hf import export_model
-from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.lora import Adapter
 from jaxunlearn.models.peft_adapter import export_adapter
+from jaxunlearn.models.starting import base_model
 from jaxunlearn.modules import Module, ModuleStore, modules_folder
 from jaxunlearn.progress import Bars
 from jaxunlearn.release import preparing
@@ -51,7 +48,6 @@ from jaxunlearn.training.trainable import split_params
 from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import check_method, check_rows, finetune_rows, unlearn_rows
 
-SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 T = TypeVar("T")
 
 
@@ -195,11 +191,10 @@ class Stages:
             )
             store = ModuleStore(modules_folder(self.folder.path, label))
             rounds = release(job, store)
-            while (
-                found := self._timed(f"{label} training", lambda: next(rounds, None))
-            ) is not None:
-                done, model = found
-                after.append(self.evaluate(request_stage(label, done.number), model))
+            work = partial(self._timed, f"{label} training", lambda: next(rounds, None))
+            for done, model in iter(work, None):
+                stage = request_stage(label, done.number)
+                after.append(self.evaluate(stage, model.merged()))
         self.releases[label] = [dataclasses.asdict(one) for one in iterations(job.folder)]
         if self.folder.read_evaluation(label) is None:
             self.folder.write_evaluation(label, after[-1])
@@ -379,35 +374,3 @@ def _about(rows: Sequence[Row]) -> str:
     """Whom rows are about, or how many there are."""
     entities = list(dict.fromkeys(row.entity for row in rows if row.entity))
     return ", ".join(entities) or f"{len(rows)} forget rows"
-
-
-def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
-    """The model that everything starts from: loaded, or made from nothing."""
-    settings = experiment.model
-    if settings.path is not None:
-        model = load_model(settings.path)
-        config = dataclasses.replace(model.config, remat=settings.remat)
-        return dataclasses.replace(model, config=config)
-    texts = tokens.all_texts(data, template=experiment.data.template)
-    tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
-    hf_config = {
-        "model_type": "llama",
-        "vocab_size": len(tokenizer),
-        "hidden_size": settings.hidden_size,
-        "intermediate_size": settings.intermediate_size,
-        "num_hidden_layers": settings.num_layers,
-        "num_attention_heads": settings.num_heads,
-        "num_key_value_heads": settings.num_kv_heads,
-        "max_position_embeddings": SCRATCH_POSITIONS,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": True,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    config = read_config(hf_config, "the config of a new model")
-    config = dataclasses.replace(config, remat=settings.remat)
-    params = transformer.init_params(config, jax.random.key(experiment.seed))
-    return LanguageModel(config, params, tokenizer, hf_config=hf_config)
