@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data import lume, melu, muse, neighbours, synthetic, tofu
+from jaxunlearn.data import lume, melu, muse, neighbours, synthetic, tofu, toy
 from jaxunlearn.data.files import kind_of, locate, read_rows
 from jaxunlearn.data.records import FIELDS, FORGET_KINDS, HOLDOUT_KINDS, RETAIN_KINDS, to_row
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
@@ -42,6 +42,8 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
             data = neighbours.build(config.scale, seed)
         else:
             data = synthetic.build(config.people, config.forget_people, seed, config.holdout_people)
+    elif config.format == "toy":
+        data = toy.build(config.task, seed)
     else:
         data = _load_files(config)
     return replace(data, evaluation=data.evaluation | _further_sets(data, config))
