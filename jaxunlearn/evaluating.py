@@ -43,7 +43,7 @@ def _need_wrong_answers(
     """TOFU's suite on TOFU needs its perturbed files; suite custom takes what is there."""
     if data.format != "tofu" or "tofu" not in settings.suite.split("+"):
         return
-    plan = benchmark.load(settings.suite).plan({name: one.role for name, one in sets.items()})
+    plan = benchmark.load(settings.suite).plan(sets)
     for name, one in sets.items():
         if "truth_ratio" in plan[name] and not any(row.perturbed_answers for row in one.rows):
             stem = {"forget": Path(data.forget).stem}.get(name, name)

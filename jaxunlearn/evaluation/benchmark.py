@@ -128,17 +128,19 @@ class Benchmark:
         after = {name: [other for other in one.plain_of if other in of] for name, one in of.items()}
         return [of[name] for name in graphlib.TopologicalSorter(after).static_order()]
 
-    def plan(self, roles: Mapping[str, str]) -> dict[str, set[str]]:
+    def plan(self, sets: Mapping[str, EvalSet]) -> dict[str, set[str]]:
         """Set to the names of the statistics that have to be known of its rows.
 
         Args:
-          roles: set to its role.
+          sets: name to rows and role.
         """
+        roles = {name: one.role for name, one in sets.items()}
         found: dict[str, set[str]] = {name: set() for name in roles}
         for metric in self.metrics:
             if metric.statistic is not None and metric.applies(roles):
                 for name in matched((*metric.data, *metric.versus), roles):
-                    found[name].add(metric.statistic)
+                    if STATISTICS[metric.statistic].about(sets[name]):
+                        found[name].add(metric.statistic)
         return found
 
     def names(self, sets: Mapping[str, EvalSet], *, compared: bool) -> list[str]:
@@ -152,8 +154,8 @@ class Benchmark:
         found: dict[str, None] = {}
         rows = [one for one in self.metrics if one.statistic and one.applies(roles)]
         for metric in rows:
-            about = STATISTICS[metric.statistic].of
-            names = [n for n in matched(metric.data, roles) if any(map(about, sets[n].rows))]
+            about = STATISTICS[metric.statistic].about
+            names = [name for name in matched(metric.data, roles) if about(sets[name])]
             if names and (compared or not metric.against):
                 names = names if metric.each_set else names[:1]
                 found |= dict.fromkeys(metric.metric.replace(SET, name) for name in names)

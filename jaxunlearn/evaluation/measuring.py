@@ -21,7 +21,7 @@ def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
     roles = {name: chosen.role for name, chosen in results.sets.items()}
     values = {
         (name, statistic): STATISTICS[statistic].values(results, name)
-        for name, statistics in benchmark.plan(roles).items()
+        for name, statistics in benchmark.plan(results.sets).items()
         for statistic in sorted(statistics)
     }
 
@@ -34,19 +34,16 @@ def measure(benchmark: Benchmark, results: Results) -> tuple[Table, Rows]:
             found[metric.metric] = _LATER
         if metric.of or metric.against or not metric.applies(roles):
             continue
-        about = STATISTICS[metric.statistic].of
-        names = [
-            name
-            for name in matched(metric.data, roles)
-            if any(about(row) for row in results.sets[name].rows)
-        ]
-        if not names:
+        names, others = (
+            [name for name in matched(data, roles) if (name, metric.statistic) in values]
+            for data in (metric.data, metric.versus)
+        )
+        if not names or (metric.versus and not others):
             continue
         for group in [[name] for name in names] if metric.each_set else [names]:
             mine = sample(group, metric.statistic)
             if metric.versus:
-                others = sample(matched(metric.versus, roles), metric.statistic)
-                one = SAMPLES[metric.aggregation](mine, others)
+                one = SAMPLES[metric.aggregation](mine, sample(others, metric.statistic))
             else:
                 rows = [row for name in group for row in results.sets[name].rows]
                 one = find(ROWS, metric.aggregation, results.config.compat)(mine, rows)
@@ -95,9 +92,13 @@ def against(
             known = _parts(metric, our_table | found, roles)
             found |= {metric.metric: NUMBERS[metric.aggregation](known)} if known else {}
         elif metric.applies(roles):
-            names, others = matched(metric.data, roles), matched(metric.versus, roles)
+            names, others = (
+                [name for name in matched(data, roles) if f"{name}_{metric.statistic}" in our_rows]
+                for data in (metric.data, metric.versus)
+            )
             needed = [f"{name}_{metric.statistic}" for name in (*names, *others)]
-            if all(key in their_rows for key in needed):
+            there = names and (others or not metric.versus)
+            if there and all(key in their_rows for key in needed):
                 left, right = _sample(our_rows, names, metric), _sample(their_rows, names, metric)
                 if others:
                     # Each row relative to what the retrained model says to it.

@@ -11,7 +11,7 @@ from types import ModuleType
 
 import numpy as np
 
-from jaxunlearn.data.rows import Row, Text
+from jaxunlearn.data.rows import EvalSet, Row, Text
 from jaxunlearn.evaluation import choices, embed, metrics, open_unlearning, privacy, text
 from jaxunlearn.evaluation import rouge as rouge_l
 from jaxunlearn.evaluation.results import Results
@@ -28,6 +28,8 @@ class Statistic:
     """Of a row: the texts whose likelihood it needs."""
     of: Callable[[Row], bool] = lambda row: True
     """Which rows it is about; a set without any has no metric of it."""
+    scored: bool = False
+    """It needs the scorer; a set without one has no metric of it."""
     generates: bool = False
     """It needs the generated answers."""
     moments: bool = False
@@ -38,6 +40,10 @@ class Statistic:
     """It needs the likelihood of the generated answers under the judge."""
     gradients: bool = False
     """It needs the gradient norms."""
+
+    def about(self, chosen: EvalSet) -> bool:
+        """Whether a set has something that it measures."""
+        return (chosen.scorer is not None or not self.scored) and any(map(self.of, chosen.rows))
 
 
 def _answer(row: Row) -> tuple[Text, ...]:
@@ -141,6 +147,12 @@ def exact_match(results: Results, name: str) -> np.ndarray:
     """Whether the generated answer is the true one, but for case and outer blanks."""
     pairs = zip(results.generations[name], results.truths[name], strict=True)
     return np.array([float(text.same_words(said, truth)) for said, truth in pairs])
+
+
+def score(results: Results, name: str) -> np.ndarray:
+    """What the set's scorer gives the generated answer."""
+    pairs = zip(_rows(results, name), results.generations[name], strict=True)
+    return results.sets[name].scorer([row.text(said) for row, said in pairs])
 
 
 def similarity(results: Results, name: str) -> np.ndarray:
@@ -254,6 +266,7 @@ STATISTICS: Mapping[str, Statistic] = {
             rouge, rouge_f1, exact_match, generation, repetition, refusal, broken,
         )
     },
+    "score": Statistic(score, generates=True, scored=True),
     "similarity": Statistic(similarity, generates=True, embeds=True),
     "generation_perplexity": Statistic(generation_perplexity, generates=True, judged=True),
     **{

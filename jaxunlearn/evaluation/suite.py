@@ -1,6 +1,7 @@
 """The evaluation of one model: plan the rows, forward each once, generate once, compute metrics."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from jaxunlearn.evaluation.measuring import Rows
 from jaxunlearn.evaluation.open_unlearning_logs import Log
 from jaxunlearn.evaluation.results import Results, Scores, Table
 from jaxunlearn.evaluation.statistics import STATISTICS, Statistic
+from jaxunlearn.models.generate import Sampling
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.placement import spread_model
 
@@ -109,7 +111,7 @@ def evaluate(
     roles = {name: one.role for name, one in sets.items()}
     plan = {
         name: [STATISTICS[one] for one in statistics]
-        for name, statistics in chosen.plan(roles).items()
+        for name, statistics in chosen.plan(sets).items()
     }
     own = judge is None or judge is model
     # Once for all parts; each would otherwise copy the params to all devices for itself.
@@ -254,27 +256,34 @@ class _Work:
         return Scores(stats, {texts[index]: row for row, index in enumerate(encoded.kept)})
 
     def generate(self, sets: Mapping[str, EvalSet]) -> tuple[dict[str, list[str]], int]:
-        """Set to its answers, and how many questions left no room; a prompt is answered once."""
+        """Set to its answers, and how many questions left no room; the most likely answer to a
+        prompt is looked for once."""
         tokenizer, found, no_room = self.model.tokenizer, {}, 0
-        lengths = {name: one.max_new_tokens for name, one in sets.items()}
-        for length in dict.fromkeys(lengths.values()):
-            names = [name for name in sets if lengths[name] == length]
+        ways = {name: (one.max_new_tokens, one.temperature) for name, one in sets.items()}
+        for length, temperature in dict.fromkeys(ways.values()):
+            names = [name for name in sets if ways[name] == (length, temperature)]
             keys = [row.text("") for name in names for row in sets[name].rows]
-            distinct = list(dict.fromkeys(keys))
+            # Drawn answers differ, so each row has its own.
+            asked = keys if temperature else list(dict.fromkeys(keys))
             prompts = [
                 tokens.prompt_tokens(tokenizer, key.question, template=self.template, raw=key.raw)
-                for key in distinct
+                for key in asked
             ]
             settings = self.config
             if length is not None:
                 settings = dataclasses.replace(settings, max_new_tokens=length)
-            texts, count = answer_texts(self.model, prompts, settings, on_rows=self.add)
+            sampling = Sampling(temperature)
+            texts, count = answer_texts(
+                self.model, prompts, settings, sampling=sampling, on_rows=self.add
+            )
             no_room += count
-            answers = dict(zip(distinct, texts, strict=True))
+            if not temperature:
+                answers = dict(zip(asked, texts, strict=True))
+                texts = [answers[key] for key in keys]
+            rest = iter(texts)
             for name in names:
-                found[name] = [
-                    _until(answers[row.text("")], sets[name].until) for row in sets[name].rows
-                ]
+                said = itertools.islice(rest, len(sets[name].rows))
+                found[name] = [_until(text, sets[name].until) for text in said]
         return {name: found[name] for name in sets}, no_room
 
     def truths(self, chosen: EvalSet) -> list[str]:

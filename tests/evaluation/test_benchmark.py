@@ -127,10 +127,44 @@ def test_two_samples_and_the_retrained_model():
 
 def test_a_plan_names_what_is_needed_and_nothing_else():
     one = benchmark.load("privacy")
-    assert one.plan({"forget": "forget", "retain": "retain"}) == {"forget": set(), "retain": set()}
-    plan = one.plan({"forget": "forget", "unseen": "holdout", "retain": "retain"})
+    sets = {"forget": EvalSet("forget", FORGET), "retain": EvalSet("retain", RETAIN)}
+    assert one.plan(sets) == {"forget": set(), "retain": set()}
+    plan = one.plan(sets | {"unseen": EvalSet("holdout", RETAIN)})
     assert plan["forget"] == plan["unseen"] == {"log_prob", "zlib", "min_k", "min_k_plus_plus"}
     assert not plan["retain"]
+
+
+def test_scores_are_what_the_scorer_of_the_set_gives():
+    def length(texts):
+        return np.array([len(text.question + text.answer) / 10 for text in texts])
+
+    sets = {
+        "forget": EvalSet("forget", FORGET, scorer=length),
+        "kept": EvalSet("retain", RETAIN, scorer=lambda texts: np.ones(len(texts))),
+        "plain": EvalSet("retain", RETAIN),
+    }
+    said = {"forget": ["", "Rome"], "kept": ["no"]}
+    each = {"data": ["forget", "retain"], "statistic": "score"}
+    mine = rows(
+        {"metric": "{set}_score", **each},
+        {"metric": "score", **each},
+        {"metric": "apart", **each, "versus": "retain", "aggregation": "auc"},
+        {"metric": "none", "data": "plain", "statistic": "score"},
+        {"metric": "nor", **each, "versus": "plain", "aggregation": "auc"},
+        {"metric": "leak", **each, "against": "retrained", "aggregation": "ks_test"},
+        {"metric": "lost", **each, "data": "plain", "against": "retrained", "aggregation": "auc"},
+    )
+    found = measuring.measure(mine, results(sets, {}, said))
+    values = {name: one["value"] for name, one in found[0].items()}
+    assert values == pytest.approx(
+        {"forget_score": 0.4, "kept_score": 1, "score": 1.8 / 3, "apart": 1 / 6}
+    )
+    assert found[1] == {"forget_score": pytest.approx([0.2, 0.6]), "kept_score": [1.0]}
+    assert mine.plan(sets) == {"forget": {"score"}, "kept": {"score"}, "plain": set()}
+    assert mine.names(sets, compared=False) == ["forget_score", "kept_score", "score", "apart"]
+    roles = {name: one.role for name, one in sets.items()}
+    compared = measuring.against(mine, roles, found, found, "paper")
+    assert list(compared) == ["leak"] and compared["leak"]["value"] == 1
 
 
 def test_letters_and_texts_of_options_by_hand():
@@ -362,4 +396,4 @@ def test_muse_by_hand():
     }
     # Ours (1 - .5) / .5; theirs in percent, of 1 - AUC.
     assert leak == {"paper": 1.0, "open-unlearning": pytest.approx(-100)}
-    assert set(chosen.plan(roles)["members"]) == {"min_40", "log_prob"}
+    assert set(chosen.plan(sets)["members"]) == {"min_40", "log_prob"}

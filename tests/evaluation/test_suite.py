@@ -70,6 +70,55 @@ def test_every_distinct_text_is_forwarded_once(tiny, monkeypatch):
     assert len(asked) == 1
 
 
+def test_rows_draw_answers_of_their_own_at_a_temperature(tiny):
+    """The same ones each time; the most likely answer is one and the same."""
+    same, other = (Row("Who?", "Ann"),) * 4, (Row("Where?", "Rome"), Row("Who?", "Ann"))
+    drawn = {
+        "forget": EvalSet("forget", same, temperature=1.0),
+        "retain": EvalSet("retain", other, temperature=1.0),
+    }
+    settings = dataclasses.replace(SETTINGS, suite="custom")
+    first, again = (evaluate(tiny, drawn, settings).generations for _ in range(2))
+    assert first == again
+    who = [*first["forget"], first["retain"][1]]
+    assert len(set(who)) == 5
+    batches = dataclasses.replace(settings, batch_size=2)
+    assert evaluate(tiny, drawn, batches).generations == first
+    greedy = {name: dataclasses.replace(one, temperature=0.0) for name, one in drawn.items()}
+    mixed = {"forget": drawn["forget"], "retain": greedy["retain"]}
+    likely = evaluate(tiny, greedy, settings).generations
+    assert len({*likely["forget"], likely["retain"][1]}) == 1
+    found = evaluate(tiny, mixed, settings).generations
+    assert found == {"forget": first["forget"], "retain": likely["retain"]}
+
+
+def test_answers_follow_the_temperature(tiny):
+    """Close to 0 they are the most likely ones."""
+    rows = tuple(Row(f"Who is {name}?", "Ann") for name in ("Bob", "Cid", "Dan"))
+    settings = dataclasses.replace(SETTINGS, suite="custom")
+    said = [
+        evaluate(tiny, {"forget": EvalSet("forget", rows, temperature=heat)}, settings).generations
+        for heat in (0.0, 1e-4, 1.0)
+    ]
+    assert said[0] == said[1] != said[2]
+
+
+def test_the_scorer_sees_the_question_and_what_was_said(tiny):
+    seen = []
+
+    def scorer(texts):
+        seen.extend(texts)
+        return np.array([float(text.question == "Who?") for text in texts])
+
+    rows = (Row("Who?", "Ann"), Row("Where?", "Rome"))
+    sets = {"forget": EvalSet("forget", rows, scorer=scorer)}
+    found = evaluate(tiny, sets, dataclasses.replace(SETTINGS, suite="toy"))
+    assert found.metrics["forget_score"]["value"] == 0.5
+    assert [(text.question, text.answer) for text in seen] == [
+        ("Who?", found.generations["forget"][0]), ("Where?", found.generations["forget"][1])
+    ]  # fmt: skip
+
+
 def test_nine_numbers_make_the_utility(tiny, world):
     result = evaluate(tiny, world.evaluation).metrics
     kept = [name for name in world.evaluation if name != "forget"]
