@@ -18,9 +18,9 @@ from jaxunlearn.evaluation import lira
 from jaxunlearn.evaluation.forward import score
 from jaxunlearn.evaluation.metrics import mean_log_prob
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.starting import base_model
 from jaxunlearn.progress import Bars, Stage
 from jaxunlearn.runs import fingerprint
-from jaxunlearn.stages import base_model
 from jaxunlearn.tables import encode_rows, max_length
 from jaxunlearn.unlearning import finetune_rows, unlearn_rows
 from jaxunlearn.writing import write_text
