@@ -15,7 +15,8 @@ _DATA_KEYS = {
     "columns": _FILES,
     "holdout": ("tofu", "jsonl", "csv", "parquet", "lume"),
     "chunk_words": ("muse",),
-    "test": ("melu",),
+    "test": ("melu", "ner"),
+    "threshold": ("toxicity",),
     "task": ("toy",),
     **dict.fromkeys(("authors", "neighbours"), ("tofu",)),
     **dict.fromkeys(
@@ -51,14 +52,16 @@ class DataConfig:
     """Folder of the data set; `forget` and `retain` are looked up in it."""
     forget: str | None = None
     """TOFU split (`forget01`) or a file. MUSE: a file in `raw` or `folder/file`, such as
-    `scal/forget_2`. LUME and MUSE have defaults."""
+    `scal/forget_2`. Toxicity: a file of scored prompts and continuations; NER: one of tagged
+    sentences. LUME, MUSE, toxicity and NER have defaults."""
     retain: str | None = None
     holdout: str | None = None
     """TOFU split or a file of rows like the forget rows that no model was trained on; what
     membership inference compares those to. Default: none, and no membership inference."""
     test: str | None = None
-    """MELU only: file of neighbours and general rows that are learned and evaluated, but are
-    in no retain set."""
+    """MELU: file of neighbours and general rows that are learned and evaluated, but are in no
+    retain set. NER: file of the sentences that are evaluated; default: one in five of the others,
+    which are then not trained on."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Ours to theirs, e.g. {question: prompt, answer: completion}."""
     sets: dict[str, SetConfig] = Field(default_factory=dict)
@@ -66,6 +69,9 @@ class DataConfig:
     chunk_words: Count = 1200
     """MUSE only: most words of one training row. 1200 words of English have about 1800 tokens; the
     paper's rows have 2048."""
+    threshold: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Toxicity only: score from which on a continuation is toxic. What scores below half of it is
+    clean."""
     template: str = "Question: {question}\nAnswer:"
     """Prompt for tokenizers without a chat template; one space and the answer follow it."""
     max_length: Count | None = None

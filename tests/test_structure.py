@@ -10,7 +10,7 @@ import jaxunlearn
 PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
-    "errors", "writing", "validation", "user_file", "config_data", "config_reveal",
+    "errors", "extras", "writing", "validation", "user_file", "config_data", "config_reveal",
     "config", "config_file", "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "modules",

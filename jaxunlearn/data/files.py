@@ -12,18 +12,18 @@ import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data.rows import Row
 from jaxunlearn.errors import UserError, one_line
 
 Record = Mapping[str, Any]
 """Column to value."""
 
 _KINDS = {".jsonl": "jsonl", ".json": "jsonl", ".csv": "csv", ".parquet": "parquet"}
-_SUFFIXES = (*_KINDS, ".txt")
+_SUFFIXES = (*_KINDS, ".txt", ".conll")
 _Records = Iterator[tuple[str, Record]]  # with where it stands
+_T = TypeVar("_T")
 
 
 def has_split(config: DataConfig, name: str) -> bool:
@@ -62,7 +62,7 @@ def kind_of(path: Path) -> str:
     return _KINDS[path.suffix]
 
 
-def read_rows(path: Path, kind: str, make: Callable[[str, Record], Row]) -> tuple[Row, ...]:
+def read_rows(path: Path, kind: str, make: Callable[[str, Record], _T]) -> tuple[_T, ...]:
     """All rows of a file.
 
     Args:

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data import lume, melu, muse, neighbours, synthetic, tofu, toy
+from jaxunlearn.data import lume, melu, muse, neighbours, ner, synthetic, tofu, toxicity, toy
 from jaxunlearn.data.files import kind_of, locate, read_rows
 from jaxunlearn.data.records import FIELDS, FORGET_KINDS, HOLDOUT_KINDS, RETAIN_KINDS, to_row
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
@@ -51,7 +51,14 @@ def load(config: DataConfig, seed: int) -> UnlearningData:
 
 def _load_files(config: DataConfig) -> UnlearningData:
     _refuse_unknown_fields("data.columns", config.columns)
-    readers = {"tofu": tofu.load, "melu": melu.load, "lume": lume.load, "muse": muse.load}
+    readers = {
+        "tofu": tofu.load,
+        "melu": melu.load,
+        "lume": lume.load,
+        "muse": muse.load,
+        "toxicity": toxicity.load,
+        "ner": ner.load,
+    }
     data = readers.get(config.format, _load_plain)(config)
     kept = (*data.retain, *data.background)
     _refuse_overlap(data.forget, kept, "a row to keep")

@@ -109,13 +109,22 @@ def fixed(where: str, record: Record, column: str, name: str) -> str:
     Raises:
       UserError: the column is missing or empty.
     """
+    return text(where, column, published(where, record, column, name))
+
+
+def published(where: str, record: Record, column: str, name: str) -> Any:
+    """What stands in a column that every file of the data set of this name has.
+
+    Raises:
+      UserError: the column is missing.
+    """
     if column not in record:
         there = ", ".join(map(str, record)) or "none"
         raise UserError(
             f"{where}: no column {column!r}, which {name} has here; the columns are: {there}; use"
             " the file as it was published"
         )
-    return text(where, column, record[column])
+    return record[column]
 
 
 def present(where: str, record: Record, field: str, column: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxunlearn.data.rows import Row
-from jaxunlearn.evaluation import metrics, open_unlearning, privacy, text
+from jaxunlearn.evaluation import metrics, named_entities, open_unlearning, privacy, text
 from jaxunlearn.evaluation.entries import Entry, entry, summarise, summarise_two
 
 ALL = "harmonic_mean_of_all"
@@ -123,6 +123,8 @@ ROWS: Mapping[str, Callable[[np.ndarray, Sequence[Row]], Entry]] = {
     "closer_to_1": lambda values, rows: summarise(metrics.forget_truth_ratio(values)),
     "true_better": lambda values, rows: summarise(metrics.retain_truth_ratio(values)),
     "right_better": lambda values, rows: summarise(1 / (1 + values)),
+    "above_0.8": lambda values, rows: summarise(np.where(np.isnan(values), np.nan, values > 0.8)),
+    "micro_f1": lambda values, rows: summarise(values, statistic=named_entities.micro_f1),
     "efficacy": lambda values, rows: summarise(values, statistic=efficacy),
     "utility": lambda values, rows: summarise(values, statistic=utility),
     "distinct_2": lambda values, rows: entry(text.distinct_n(list(values)), len(values)),

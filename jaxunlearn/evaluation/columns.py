@@ -24,6 +24,9 @@ _LABELS = {
     "rouge": "ROUGE\u2011L",
     "rouge_f1": "ROUGE\u2011L F1",
     "exact_match": "exact match",
+    "entity_f1": "entity F1",
+    "score": "score",
+    "above_0.8": "scores above 0.8",
     "similarity": "similarity",
     "accuracy": "accuracy",
     "letter_accuracy": "accuracy by letter",
@@ -74,13 +77,15 @@ _UP = (
     *_OVERALL, "forget_truth_ratio", "forget_distinct_2", "entities_forgotten",
     "entity_efficacy", "entity_efficacy_min", "entity_utility", "entity_utility_min",
 )  # fmt: skip
-_DOWN = ("test_perplexity", "test_perplexity_median")
+_DOWN = (
+    "test_perplexity", "test_perplexity_median", "clean_perplexity", "clean_perplexity_median",
+)  # fmt: skip
 _FAULTS = ("identical_rate", "broken_rate", "repetition")
 _NEITHER = ("refusal_rate", "perplexity", "perplexity_median")
-_FORGOTTEN = ("forget_", "verbatim_", "knowledge_")
+_FORGOTTEN = ("forget_", "verbatim_", "knowledge_", "challenging_", "toxic_", "person_")
 _KEPT = (
     "retain_", "test_", "knowledge_retain_", "mmlu_", "real_authors_", "world_facts_", "landmarks_",
-    "creatures_",
+    "creatures_", "clean_", "location_", "organisation_", "misc_",
 )  # fmt: skip
 _WHOLE = ("training_steps", "training_tokens_per_second", "entities_forgotten")
 

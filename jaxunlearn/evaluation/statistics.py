@@ -11,8 +11,17 @@ from types import ModuleType
 
 import numpy as np
 
+from jaxunlearn.data import ner
 from jaxunlearn.data.rows import EvalSet, Row, Text
-from jaxunlearn.evaluation import choices, embed, metrics, open_unlearning, privacy, text
+from jaxunlearn.evaluation import (
+    choices,
+    embed,
+    metrics,
+    named_entities,
+    open_unlearning,
+    privacy,
+    text,
+)
 from jaxunlearn.evaluation import rouge as rouge_l
 from jaxunlearn.evaluation.results import Results
 
@@ -188,6 +197,11 @@ def repetition(results: Results, name: str) -> np.ndarray:
     return text.repetition(results.generations[name])
 
 
+def entities(results: Results, name: str) -> np.ndarray:
+    """Entities that the generated answer names rightly, names, and should name, [n, 3]."""
+    return named_entities.counts(_rows(results, name), results.generations[name])
+
+
 def refusal(results: Results, name: str) -> np.ndarray:
     """Whether the generated answer is a refusal."""
     known = [row.refusal for row in _rows(results, name) if row.refusal is not None]
@@ -263,10 +277,13 @@ STATISTICS: Mapping[str, Statistic] = {
     **{
         function.__name__: Statistic(function, generates=True)
         for function in (
-            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken,
+            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken, score,
         )
     },
     "score": Statistic(score, generates=True, scored=True),
+    "entities": Statistic(
+        entities, of=lambda row: ner.text_of(row.question) is not None, generates=True
+    ),
     "similarity": Statistic(similarity, generates=True, embeds=True),
     "generation_perplexity": Statistic(generation_perplexity, generates=True, judged=True),
     **{

@@ -62,7 +62,7 @@ def prepare(
         forget=data.forget,
         retain=data.retain,
         questions=_questions(reveal, data),
-        scorer=scorers.make(reveal.scorer, data.theme),
+        scorer=scorers.load(reveal.scorer, data.theme, key="reveal.scorer"),
         instructions=_instructions(reveal, data),
         retain_table=table(data.retain, "retain"),
         forget_table=table(data.forget, "forget"),
@@ -105,7 +105,7 @@ def check(
             " leave it out"
         )
     reveal = experiment.reveal or RevealConfig()
-    scorers.make(reveal.scorer, data.theme)
+    scorers.load(reveal.scorer, data.theme, key="reveal.scorer")
     questions, instructions = _questions(reveal, data), _instructions(reveal, data)
     _check_room(model, questions, instructions, reveal, experiment)
 

@@ -1,38 +1,113 @@
-"""How much each generated text is about what shall be forgotten: a user's own scorer, checked."""
+"""How much each generated answer is about what shall be forgotten: what `reveal.scorer` names."""
 
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
+from jaxunlearn.data.rows import Scorer, Text, Theme
 from jaxunlearn.errors import UserError, one_line
-from jaxunlearn.user_file import user_function
+from jaxunlearn.extras import need
+from jaxunlearn.models.hub import model_folder
+from jaxunlearn.user_file import names_user_function, user_function
 
-Scorer = Callable[[Sequence[str]], np.ndarray]
-"""From n texts to float64 [n] in [0, 1]."""
+_SPELLINGS = "path/to/file.py:function, pattern:REGEX or classifier:FOLDER:LABEL"
+_BATCH = 32
+_LONGEST = 2**20  # tokens; tokenizers without a limit say 1e30, which they cannot cut to
 
 
-def load(name: str, *, key: str) -> Scorer:
-    """A user's own scorer; what it returns is checked.
+def load(name: str | None, theme: Theme | None, *, key: str) -> Scorer:
+    """A scorer by name; what it returns is checked.
 
     Args:
-      name: path/to/file.py:function; the function gets a list of texts.
+      name: path/to/file.py:function, where the function gets a list of answers and returns their
+        scores; pattern:REGEX, 1 for answers in which that is found; classifier:FOLDER:LABEL, the
+        probability that a Hugging Face sequence classifier, in a folder or on the Hub, gives that
+        label; None: that of the data.
+      theme: of the data, where it has one.
       key: the config key that holds the name, for messages.
 
     Raises:
-      UserError: now, if the function cannot be loaded; when it is called, as `checked` says.
+      UserError: now, if there is no such scorer; when it is called, if it fails or does not return
+        one number in [0, 1] per text.
     """
-    return checked(user_function(name, key=key), f"{key}: {name}")
+    if name is None:
+        if theme is None:
+            raise UserError(f"{key}: this data has no scorer of its own; give {_SPELLINGS}")
+        return checked(theme.scorer, f"{key}: the data's own scorer")
+    kind, _, rest = name.partition(":")
+    if kind == "pattern":
+        of_answers = _pattern(rest, key)
+    elif kind == "classifier":
+        of_answers = _classifier(rest, key)
+    elif names_user_function(name):
+        of_answers = user_function(name, key=key)
+    else:
+        raise UserError(f"{key}: found {name!r}; give {_SPELLINGS}")
+    return checked(lambda texts: of_answers([text.answer for text in texts]), f"{key}: {name}")
 
 
-def checked(function: Callable[[list[Any]], Any], where: str) -> Callable[[Sequence[Any]], Any]:
+def _pattern(regex: str, key: str) -> Callable[[list[str]], list[float]]:
+    try:
+        pattern = re.compile(regex)
+    except re.error as error:
+        raise UserError(f"{key}: pattern:{regex} is no regular expression ({error})") from None
+    return lambda answers: [float(bool(pattern.search(answer))) for answer in answers]
+
+
+def _classifier(name: str, key: str) -> Callable[[list[str]], np.ndarray]:
+    """The probability of one label; an empty answer, which some models cannot read, has 0."""
+    folder, _, label = name.rpartition(":")
+    if not folder:
+        raise UserError(f"{key}: classifier:{name} names no label; write classifier:FOLDER:LABEL")
+    need("torch", by=f"{key}: classifier:{name}", install="torch")
+    import transformers
+
+    try:
+        path = str(model_folder(folder))
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+    try:
+        config = transformers.AutoConfig.from_pretrained(path)
+        if not any("SequenceClass" in one for one in config.architectures or ()):
+            raise UserError(f"{key}: {folder} holds no sequence classifier; name one that is")
+        if label not in config.label2id:
+            known = ", ".join(config.label2id)
+            raise UserError(f"{key}: {folder} has no label {label!r}; its labels are {known}")
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        # On the CPU, because JAX holds the memory of an accelerator.
+        classify = transformers.pipeline(
+            "text-classification", model=path, tokenizer=tokenizer, device="cpu", dtype="float32"
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"{key}: {folder} cannot be read: {one_line(error)}") from error
+    pads = tokenizer.pad_token_id is not None and config.pad_token_id is not None
+    positions = getattr(config, "max_position_embeddings", None) or _LONGEST
+    settings = {
+        "batch_size": _BATCH if pads else 1,
+        "truncation": True,
+        "max_length": min(tokenizer.model_max_length, positions, _LONGEST),
+        "top_k": None,
+    }
+
+    def score(answers: list[str]) -> np.ndarray:
+        scores, said = np.zeros(len(answers)), [i for i, answer in enumerate(answers) if answer]
+        found = classify([answers[i] for i in said], **settings)
+        scores[said] = [next(one["score"] for one in o if one["label"] == label) for o in found]
+        return scores
+
+    return score
+
+
+def checked(function: Callable[[list[Text]], Any], where: str) -> Scorer:
     """A scorer whose faults are messages.
 
     They name texts by their row, counted from 0, and do not show them: they may be such as nobody
     should have to read.
 
     Args:
-      function: from a list of n texts, of any kind, to n numbers.
+      function: from a list of n texts to n numbers.
       where: what a message begins with.
 
     Returns:
@@ -40,7 +115,7 @@ def checked(function: Callable[[list[Any]], Any], where: str) -> Callable[[Seque
       return one number in [0, 1] per text.
     """
 
-    def score(texts: Sequence[Any]) -> np.ndarray:
+    def score(texts: Sequence[Text]) -> np.ndarray:
         n = len(texts)
         try:
             found = function(list(texts))
@@ -70,7 +145,7 @@ def checked(function: Callable[[list[Any]], Any], where: str) -> Callable[[Seque
 
 
 def _failing_row(
-    function: Callable[[list[Any]], Any], texts: Sequence[Any], error: Exception
+    function: Callable[[list[Text]], Any], texts: Sequence[Text], error: Exception
 ) -> tuple[str, Exception]:
     """The first text on which the scorer fails alone, and how."""
     for row, text in enumerate(texts):
