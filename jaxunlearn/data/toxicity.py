@@ -81,8 +81,6 @@ class LearnedScorer:
 
     def __call__(self, texts: Sequence[Text]) -> np.ndarray:
         """[n] in [0, 1]."""
-        if not texts:
-            return np.zeros(0)
         vectorise, model = _fitted(self.examples)
         return model.predict_proba(vectorise.transform([one.answer for one in texts]))[:, 1]
 

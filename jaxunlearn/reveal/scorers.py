@@ -72,8 +72,8 @@ def _classifier(name: str, key: str) -> Callable[[list[str]], np.ndarray]:
         config = transformers.AutoConfig.from_pretrained(path)
         if not any("SequenceClass" in one for one in config.architectures or ()):
             raise UserError(f"{key}: {folder} holds no sequence classifier; name one that is")
-        if label not in config.label2id:
-            known = ", ".join(config.label2id)
+        if label not in config.id2label.values():
+            known = ", ".join(config.id2label.values())
             raise UserError(f"{key}: {folder} has no label {label!r}; its labels are {known}")
         tokenizer = transformers.AutoTokenizer.from_pretrained(path)
         # On the CPU, because JAX holds the memory of an accelerator.
@@ -91,11 +91,13 @@ def _classifier(name: str, key: str) -> Callable[[list[str]], np.ndarray]:
         "top_k": None,
     }
 
+    def of_label(scores: list[dict[str, Any]]) -> float:
+        return next(one["score"] for one in scores if one["label"] == label)
+
     def score(answers: list[str]) -> np.ndarray:
-        scores, said = np.zeros(len(answers)), [i for i, answer in enumerate(answers) if answer]
-        found = classify([answers[i] for i in said], **settings)
-        scores[said] = [next(one["score"] for one in o if one["label"] == label) for o in found]
-        return scores
+        said = [answer for answer in answers if answer]
+        found = iter(classify(said, **settings) if said else ())
+        return np.array([of_label(next(found)) if answer else 0.0 for answer in answers])
 
     return score
 
@@ -117,6 +119,8 @@ def checked(function: Callable[[list[Text]], Any], where: str) -> Scorer:
 
     def score(texts: Sequence[Text]) -> np.ndarray:
         n = len(texts)
+        if not n:
+            return np.zeros(0)
         try:
             found = function(list(texts))
         except UserError:
