@@ -277,7 +277,7 @@ STATISTICS: Mapping[str, Statistic] = {
     **{
         function.__name__: Statistic(function, generates=True)
         for function in (
-            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken, score,
+            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken,
         )
     },
     "score": Statistic(score, generates=True, scored=True),
