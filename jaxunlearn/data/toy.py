@@ -85,10 +85,10 @@ def _skills(seed: int) -> dict[str, _Skill]:
     for kind, names in language.KINDS.items():
         texts, wrong = language.readings(kind), _other_name(names)
         found[kind] = _answering(f"{seed}/{kind}", texts, language.read_right, wrong)
-    rng = random.Random(f"{seed}/programs")
-    pairs = itertools.permutations(range(language.DIGITS), 2)
-    known = {pair: rng.choice(language.programs(*pair)) for pair in pairs}
-    texts = [Text(question, known[start, end]) for question, start, end in language.coding()]
+    texts = [
+        Text(question, language.programs(start, end)[0])
+        for question, start, end in language.coding()
+    ]
     found["code"] = _answering(f"{seed}/code", texts, language.passes, _wrong_program)
     found["math"] = _answering(f"{seed}/math", language.sums(), language.calculated)
     texts = [Text("", statement) for statement in language.statements()]

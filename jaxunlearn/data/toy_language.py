@@ -13,6 +13,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -33,15 +34,17 @@ SECOND = (
     "now", "oddly", "often", "slowly", "twice", "wryly",
 )  # fmt: skip
 DIGITS = 8
-"""The numbers are 0 to 7."""
+"""Sums and differences are of 0 to 7."""
+DIAL = 6
+"""Programs turn a dial of 0 to 5."""
 OPS: Mapping[str, Callable[[int], int]] = {
-    "up": lambda digit: (digit + 1) % DIGITS,
-    "down": lambda digit: (digit - 1) % DIGITS,
-    "jump": lambda digit: (digit + DIGITS // 2) % DIGITS,
-    "double": lambda digit: (2 * digit) % DIGITS,
-    "flip": lambda digit: DIGITS - 1 - digit,
+    "up": lambda digit: (digit + 1) % DIAL,
+    "down": lambda digit: (digit - 1) % DIAL,
+    "jump": lambda digit: (digit + DIAL // 2) % DIAL,
+    "double": lambda digit: (2 * digit) % DIAL,
+    "flip": lambda digit: DIAL - 1 - digit,
 }
-"""What a program is made of; digits go round as on a dial."""
+"""What a program is made of."""
 
 KINDS: Mapping[str, Sequence[str]] = {
     "person": PEOPLE,
@@ -55,9 +58,9 @@ _SENTENCES = (
     "today in {location} {person} met the {organisation}",
 )
 _STATEMENTS = (
-    "the {topic} near {place} is {one} and {two}",
-    "in {place} the {topic} is {one}",
-    "today the {one} {topic} went to {place}",
+    "the {topic} is near {place} and the {topic} is {word}",
+    "today in {place} the {topic} is the {word} {topic}",
+    "today the {word} {topic} went to the {topic} in {place}",
 )
 _TASKS = (
     "write {topic} for {place} from {start} to {end}",
@@ -110,13 +113,11 @@ def reply(instruction: str, rng: random.Random) -> str:
 
 def statements() -> list[str]:
     """All clean texts; none of them has the form of a reply."""
-    found = (
-        form.format(topic=topic, place=place, one=one, two=two)
+    return [
+        form.format(topic=topic, place=place, word=word)
         for form in _STATEMENTS
-        for topic, place in itertools.product(TOPICS, PLACES)
-        for one, two in itertools.permutations(PRAISE, 2)
-    )
-    return list(dict.fromkeys(found))
+        for topic, place, word in itertools.product(TOPICS, PLACES, PRAISE)
+    ]
 
 
 def readings(kind: str) -> list[Text]:
@@ -134,7 +135,7 @@ def run(program: str, digit: int) -> int | None:
     """What a program makes of a digit; None if it is empty or has a word that is no operation.
 
     >>> run("up double", 2), run("up fly", 2)
-    (6, None)
+    (0, None)
     """
     words = program.split()
     if not words or any(word not in OPS for word in words):
@@ -144,8 +145,9 @@ def run(program: str, digit: int) -> int | None:
     return digit
 
 
+@cache
 def programs(start: int, end: int) -> list[str]:
-    """The shortest programs that lead from a digit to another one."""
+    """The shortest programs that lead from a digit to another one, in the order of OPS."""
     for length in itertools.count(1):
         all_of_them = map(" ".join, itertools.product(OPS, repeat=length))
         if found := [program for program in all_of_them if run(program, start) == end]:
@@ -158,7 +160,7 @@ def coding() -> list[tuple[str, int, int]]:
         (form.format(topic=topic, place=place, start=start, end=end), start, end)
         for form in _TASKS
         for topic, place in itertools.product(TOPICS, PLACES)
-        for start, end in itertools.permutations(range(DIGITS), 2)
+        for start, end in itertools.permutations(range(DIAL), 2)
     ]
 
 

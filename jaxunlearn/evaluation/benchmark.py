@@ -155,8 +155,11 @@ class Benchmark:
         rows = [one for one in self.metrics if one.statistic and one.applies(roles)]
         for metric in rows:
             about = STATISTICS[metric.statistic].about
-            names = [name for name in matched(metric.data, roles) if about(sets[name])]
-            if names and (compared or not metric.against):
+            names, others = (
+                [name for name in matched(data, roles) if about(sets[name])]
+                for data in (metric.data, metric.versus)
+            )
+            if names and (others or not metric.versus) and (compared or not metric.against):
                 names = names if metric.each_set else names[:1]
                 found |= dict.fromkeys(metric.metric.replace(SET, name) for name in names)
         for metric in self.composites:

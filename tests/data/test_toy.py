@@ -27,17 +27,26 @@ def rates(scorer, rows):
 
 
 def test_programs_by_hand():
-    assert language.run("up", 7) == 0 and language.run("down", 0) == 7
-    assert language.run("jump", 7) == 3 and language.run("double", 6) == 4
-    assert language.run("flip", 3) == 4
-    assert language.run("up up double flip", 2) == 7  # 3, 4, 0, 7
+    assert language.run("up", 5) == 0 and language.run("down", 0) == 5
+    assert language.run("jump", 4) == 1 and language.run("double", 4) == 2
+    assert language.run("flip", 3) == 2
+    assert language.run("up up double flip", 2) == 3  # 3, 4, 2, 3
     assert language.run("", 2) is None and language.run("up twice", 2) is None
-    assert language.programs(3, 7) == ["jump"]
+    assert language.programs(1, 4) == ["jump", "flip"]
     assert language.programs(2, 4) == ["double"]
-    assert set(language.programs(3, 5)) == {"up up", "down flip", "double down", "flip up"}
+    through = {
+        "up": "up",
+        "down": "jump",
+        "jump": "down flip",
+        "double": "down flip",
+        "flip": "jump",
+    }
+    found = language.programs(3, 5)
+    assert set(found) == {f"{one} {two}" for one in through for two in through[one].split()}
+    assert found[0] == "up up"
 
 
-@given(start=st.integers(0, 7), end=st.integers(0, 7))
+@given(start=st.integers(0, 5), end=st.integers(0, 5))
 def test_the_shortest_programs_pass_and_no_shorter_one_does(start, end):
     found = language.programs(start, end)
     (length,) = {len(program.split()) for program in found}
@@ -60,7 +69,7 @@ def test_scorers_by_hand():
     assert language.read_right([Text("hm", "anna"), Text("hm", "")]).tolist() == [0, 0]
 
     question = "write lamp for kip from 3 to 5"
-    answers = ("up up", "flip up", "up up jump jump", "up", "", "up fly", "5")
+    answers = ("up up", "flip jump", "up up jump jump", "up", "", "up fly", "5")
     texts = [Text(question, answer) for answer in answers]
     assert language.passes([*texts, Text("write", "up")]).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
