@@ -131,3 +131,31 @@ def test_a_selection_killed_at_its_looks(tmp_path):
     assert cut["notes"] == whole["notes"] and "the result is that of step" in cut["notes"][0]
     chosen = [one["training"]["npo"]["selected_step"] for one in (cut, whole)]
     assert chosen[0] == chosen[1] < 37
+
+
+@pytest.mark.slow
+def test_modules_killed_while_they_are_written(tmp_path):
+    """A module for each request, each there as if nothing had happened."""
+    asked = {"by": "rows", "size": 7}
+    config = {**CONFIG, "requests": asked, "adapter": {"rank": 3}}
+    moments = {
+        "while the target is written": lambda run: any(run.glob(".target.*.tmp")),
+        "while the first module is written": lambda run: any(
+            run.glob("modules/npo/.request_1.*.tmp")
+        ),
+        "between the second module and its line": lambda run: (
+            run / "modules/npo/request_2"
+        ).is_dir(),
+        "before the evaluation of the third": lambda run: (
+            (run / "modules/npo/index.json").is_file()
+            and "request_3" in (run / "modules/npo/index.json").read_text()
+        ),
+    }
+    cut, whole = killed_and_resumed(tmp_path, config, moments)
+    assert outcome(cut) == outcome(whole)
+    index = [(run / "modules/npo/index.json").read_text() for run in (cut, whole)]
+    assert index[0] == index[1] and len(json.loads(index[0])) == 3
+    for one in json.loads(index[0]):
+        files = [run / "modules/npo" / one["folder"] for run in (cut, whole)]
+        ours, theirs = ((file / "adapter_model.safetensors").read_bytes() for file in files)
+        assert ours == theirs

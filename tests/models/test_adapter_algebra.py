@@ -1,6 +1,7 @@
 """Adapters as modules: arithmetic on deltas against NumPy, and many adapters in one batch."""
 
 import dataclasses
+import doctest
 
 import jax
 import jax.numpy as jnp
@@ -261,6 +262,18 @@ def test_identical_experts_lose_nothing():
     for name in PATHS:
         result = found(algebra.ext_sub(expert, expert), name)
         np.testing.assert_allclose(result, by_hand(expert, name), atol=1e-5)
+
+
+def test_negated_ia3_undoes_what_it_did():
+    """By hand, and what it adds, l - 1, is that of before times -weight."""
+    scaling = {"k": jnp.array([[1.0, 0.5, 1.75]]), "ff": {"up": jnp.array([-1.0])}}
+    mirrored = algebra.negate_ia3(scaling)
+    np.testing.assert_array_equal(mirrored["k"], [[1.0, 1.5, 0.25]])
+    np.testing.assert_array_equal(mirrored["ff"]["up"], [3.0])
+    jax.tree.map(np.testing.assert_array_equal, algebra.negate_ia3(mirrored), scaling)
+    half = algebra.negate_ia3(scaling, 0.5)
+    jax.tree.map(lambda h, x: np.testing.assert_array_equal(h - 1, -0.5 * (x - 1)), half, scaling)
+    assert doctest.testmod(algebra).attempted > 0 == doctest.testmod(algebra).failed
 
 
 def test_opposite_experts_have_nothing_in_common():

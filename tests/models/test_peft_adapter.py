@@ -13,7 +13,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models import lora, transformer
 from jaxunlearn.models.adapter_algebra import add, concatenate
 from jaxunlearn.models.loading import load_model
-from jaxunlearn.models.peft_adapter import export_adapter
+from jaxunlearn.models.peft_adapter import export_adapter, read_adapter
 
 TOKENS = np.random.default_rng(0).integers(3, 90, (2, 24))
 logits_of = jax.jit(transformer.logits, static_argnums=0)
@@ -101,6 +101,22 @@ def test_tensors_that_do_not_fit(adapter_folder, change, words):
     with pytest.raises(UserError) as caught:
         load_model(adapter_folder)
     assert words in str(caught.value)
+
+
+def test_an_adapter_is_read_without_the_weights_of_its_base(adapter_folder, tiny, tmp_path):
+    """From config.json alone; and its faults show before the weights are looked for."""
+    adapter = read_adapter(adapter_folder, tiny.hf_config)
+    expected = load_model(adapter_folder).adapter
+    assert adapter.scale == expected.scale
+    jax.tree.map(np.testing.assert_array_equal, adapter.factors, expected.factors)
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text(json.dumps(tiny.hf_config))
+    path = adapter_folder / "adapter_config.json"
+    changed = {"base_model_name_or_path": str(tmp_path / "base")}
+    for change, words in (({}, "safetensors"), ({"r": 7}, "adapter_config.json says 7")):
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changed, **change}))
+        with pytest.raises(UserError, match=words):
+            load_model(adapter_folder)
 
 
 def test_an_adapter_on_an_adapter(adapter_folder):
