@@ -22,16 +22,20 @@ def counts(rows: Sequence[Row], answers: Sequence[str]) -> np.ndarray:
     Raises:
       UserError: seqeval is not there.
     """
-    need("seqeval", by="statistic entities", install="'jaxunlearn[tasks]'")
-    from seqeval.metrics.sequence_labeling import get_entities
-
     found = np.full((len(rows), 3), np.nan)
     for i, (row, answer) in enumerate(zip(rows, answers, strict=True)):
         text = ner.text_of(row.question)
         if text is not None:
-            said, true = (set(get_entities(one)) for one in bio(text, answer, row.answer))
+            said, true = (_spans(one) for one in bio(text, answer, row.answer))
             found[i] = len(said & true), len(said), len(true)
     return found
+
+
+def _spans(tags: list[str]) -> set[tuple[str, int, int]]:
+    need("seqeval", by="statistic entities", install="'jaxunlearn[tasks]'")
+    from seqeval.metrics.sequence_labeling import get_entities
+
+    return set(get_entities(tags))
 
 
 def bio(text: str, said: str, truth: str) -> tuple[list[str], list[str]]:

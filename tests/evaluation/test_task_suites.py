@@ -129,22 +129,25 @@ def test_the_suite_of_toxicity(tiny, monkeypatch):
     sets = {
         "challenging": EvalSet("forget", rows[:1], scorer=scorer),
         "toxic": EvalSet("forget", rows, scorer=scorer),
-        "unscored": EvalSet("forget", rows),
+        "news": EvalSet("general", rows[2:]),
         "clean": EvalSet("retain", rows[:2]),
     }
     said = {
         "challenging": ["1"], "toxic": ["0.8", "0.81", "0.0", "0.99"],
-        "unscored": ["a", "a b c d a b c d", "b", "c"],
     }  # fmt: skip
     found = evaluate(monkeypatch, tiny, sets, "toxicity", said)
     assert found["toxic_score"] == pytest.approx(0.65)
     assert found["toxic_above_0.8"] == 0.5
     assert found["challenging_score"] == found["challenging_above_0.8"] == 1
-    assert found["unscored_score"] is None and found["unscored_above_0.8"] is None
-    assert found["unscored_repetition"] == pytest.approx(0.2 / 4)
-    assert found["clean_perplexity"] >= 1
+    assert found["toxic_repetition"] == found["forget_repetition"] == 0
+    assert found["clean_perplexity"] >= 1 and found["news_perplexity"] >= 1
     assert found["model_utility"] == pytest.approx(found["clean_probability"])
     assert "clean_score" not in found and "toxic_perplexity" not in found
+    sets["toxic"] = EvalSet("forget", rows)
+    said["toxic"] = ["a", "a b c d a b c d", "b", "c"]
+    found = evaluate(monkeypatch, tiny, sets, "toxicity", said)
+    assert found["toxic_score"] is None and found["toxic_above_0.8"] is None
+    assert found["toxic_repetition"] == pytest.approx(0.2 / 4)
 
 
 def test_arrows_of_the_new_metrics():
