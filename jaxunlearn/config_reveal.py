@@ -92,6 +92,8 @@ class RevealConfig:
     """Says how much an answer is about it, in [0, 1]: path/to/file.py:function, from a list of
     texts to numbers; pattern:REGEX, 1 where that is found; or classifier:FOLDER:LABEL, a Hugging
     Face classifier. Default: the data's own."""
+    scorer_version: str | None = None
+    """A hash of the file of a scorer of your own, filled in."""
     prompts: str | None = None
     """File with a question in each line; default: the questions of the forget rows, whose answers
     are not read."""

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
-from jaxunlearn.data import formats
+from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluating import check_evaluation, evaluate_model
@@ -18,9 +18,10 @@ from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.progress import Bars
+from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.stages import Stages
-from jaxunlearn.user_file import file_version, user_function
+from jaxunlearn.user_file import file_version, names_user_function, user_function
 
 RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders
 
@@ -56,6 +57,14 @@ def resolve(experiment: Experiment) -> Experiment:
             f"stop.metric: suite {experiment.evaluation.suite} has no model_utility to stop at; use"
             " retain_nll"
         )
+    reveals = any(
+        one.name in registry.PROCEDURES for one in (*experiment.baselines, experiment.method)
+    )
+    if experiment.reveal is not None and not reveals:
+        raise UserError(
+            f"reveal: no method of this run makes its forget rows itself, as"
+            f" {', '.join(registry.PROCEDURES)} does; remove it"
+        )
     version = None if embedder is None else file_version(embedder)
     evaluation = dataclasses.replace(
         experiment.evaluation,
@@ -66,8 +75,16 @@ def resolve(experiment: Experiment) -> Experiment:
         experiment,
         method=registry.resolve(experiment.method),
         baselines=tuple(registry.resolve(method) for method in experiment.baselines),
+        reveal=_resolved_reveal(experiment.reveal or RevealConfig()) if reveals else None,
         evaluation=evaluation,
     )
+
+
+def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:
+    """With the version of a scorer of a user's own."""
+    if reveal.scorer is None or not names_user_function(reveal.scorer):
+        return reveal
+    return dataclasses.replace(reveal, scorer_version=file_version(reveal.scorer))
 
 
 def run(experiment: Experiment) -> dict[str, Any]:
@@ -139,7 +156,7 @@ def evaluate(
       logs: folder for `TOFU_EVAL.json` and `TOFU_SUMMARY.json` in open-unlearning's layout.
     """
     asked = experiment.evaluation
-    data = formats.load(experiment.data, experiment.seed)
+    data = load_data(experiment)
     log = check_evaluation(experiment, data)
     if logs is not None:
         refuse_existing(logs)

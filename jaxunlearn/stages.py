@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from jaxunlearn import config as configs
 from jaxunlearn import config_file
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
-from jaxunlearn.data import formats, requests
+from jaxunlearn.data import requests
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluating import (
@@ -41,6 +41,7 @@ from jaxunlearn.progress import Bars
 from jaxunlearn.release import preparing
 from jaxunlearn.release.driver import read as iterations
 from jaxunlearn.release.driver import release
+from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 from jaxunlearn.training import optimizers
@@ -61,7 +62,7 @@ class Stages:
         """The model before unlearning, once it is there; it embeds the texts of all models."""
         self._target_at: str | Path | None = None
         self._looked: tuple[weakref.ref[LanguageModel], Table] | None = None
-        self.data = formats.load(experiment.data, experiment.seed)
+        self.data = load_data(experiment)
         self.base = base_model(experiment, self.data)
         need_tokenizer(self.base)
         self.limit = max_length(self.base, experiment)

@@ -16,7 +16,6 @@ from jaxunlearn import config_file, shadows
 from jaxunlearn.attacks import inside, models, prompts, weights
 from jaxunlearn.attacks.case import Case, Options, Values, measure, measured
 from jaxunlearn.config import Experiment
-from jaxunlearn.data import formats
 from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import robustness
@@ -24,6 +23,7 @@ from jaxunlearn.evaluation.robustness import Measured
 from jaxunlearn.experiment import labels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.progress import Bars, Stage
+from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.tables import need_tokenizer
 from jaxunlearn.unlearning import batch_slots
 from jaxunlearn.writing import write_text
@@ -114,7 +114,7 @@ def open_run(folder: Path, options: Options) -> Run:
     if not all((folder / file).is_file() for file in ("config.yaml", "summary.json")):
         raise UserError(f"{folder}: not a finished run; give a run folder that has a summary.json")
     experiment = config_file.load(folder / "config.yaml")
-    data = formats.load(experiment.data, experiment.seed)
+    data = load_data(experiment)
     options = resolve(options, experiment, len(data.forget))
     models.check(folder, experiment, data, options.methods)
     plan = shadows.plan(experiment, data, options.shadows) if options.shadows else None

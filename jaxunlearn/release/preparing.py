@@ -13,6 +13,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.release.iteration import Job
 from jaxunlearn.reveal import scorers
+from jaxunlearn.reveal.theme import read_lines
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 
 WATCHED = 64
@@ -62,8 +63,8 @@ def prepare(
         forget=data.forget,
         retain=data.retain,
         questions=_questions(reveal, data),
-        scorer=scorers.load(reveal.scorer, data.theme, key="reveal.scorer"),
-        instructions=_instructions(reveal, data),
+        scorer=scorers.checked(data.theme.scorer, "reveal.scorer"),
+        instructions=data.theme.instructions,
         retain_table=table(data.retain, "retain"),
         forget_table=table(data.forget, "forget"),
         experiment=experiment,
@@ -85,8 +86,9 @@ def check(
     """Refuses what would fail only after the first training.
 
     Raises:
-      UserError: there is no adapter section or no scorer, a file of prompts or instructions cannot
-        be used, a question leaves no room for an answer, or sections exclude each other.
+      UserError: there is no adapter section or no scorer, no instruction to search, a file of
+        prompts that cannot be used, a question that leaves no room for an answer, or sections that
+        exclude each other.
     """
     if experiment.adapter is None:
         raise UserError(
@@ -105,9 +107,16 @@ def check(
             " leave it out"
         )
     reveal = experiment.reveal or RevealConfig()
-    scorers.load(reveal.scorer, data.theme, key="reveal.scorer")
-    questions, instructions = _questions(reveal, data), _instructions(reveal, data)
-    _check_room(model, questions, instructions, reveal, experiment)
+    if data.theme is None:
+        raise UserError(
+            f"reveal.scorer: this data has no scorer of its own; give {scorers.SPELLINGS}"
+        )
+    if reveal.proposer == "written" and not data.theme.instructions:
+        raise UserError(
+            "reveal.instructions: is missing, and the data has none of its own; give a file with"
+            " an instruction in each line, or another reveal.proposer"
+        )
+    _check_room(model, _questions(reveal, data), data.theme.instructions, reveal, experiment)
 
 
 def _questions(reveal: RevealConfig, data: UnlearningData) -> list[Text]:
@@ -116,32 +125,7 @@ def _questions(reveal: RevealConfig, data: UnlearningData) -> list[Text]:
         return list(dict.fromkeys(row.text("") for row in data.forget))
     # They are asked as the forget rows are; plain texts have no template either.
     raw = any(row.raw or not row.question for row in data.forget)
-    return [Text(line, "", raw) for line in _lines(reveal.prompts, "reveal.prompts")]
-
-
-def _instructions(reveal: RevealConfig, data: UnlearningData) -> Sequence[str]:
-    if reveal.instructions is not None:
-        return _lines(reveal.instructions, "reveal.instructions")
-    found = () if data.theme is None else data.theme.instructions
-    if reveal.proposer == "written" and not found:
-        raise UserError(
-            "reveal.instructions: is missing, and the data has none of its own; give a file with"
-            " an instruction in each line, or another reveal.proposer"
-        )
-    return found
-
-
-def _lines(path: str, key: str) -> list[str]:
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{key}: {path} cannot be read ({error}); give a text file with one in each line"
-        ) from None
-    found = list(dict.fromkeys(line for line in text.splitlines() if line.strip()))
-    if not found:
-        raise UserError(f"{key}: {path} has no lines; give a text file with one in each line")
-    return found
+    return [Text(line, "", raw) for line in read_lines(reveal.prompts, "reveal.prompts")]
 
 
 def _check_room(

@@ -6,36 +6,31 @@ from typing import Any
 
 import numpy as np
 
-from jaxunlearn.data.rows import Scorer, Text, Theme
+from jaxunlearn.data.rows import Scorer, Text
 from jaxunlearn.errors import UserError, one_line
 from jaxunlearn.extras import need
 from jaxunlearn.models.hub import model_folder
 from jaxunlearn.user_file import names_user_function, user_function
 
-_SPELLINGS = "path/to/file.py:function, pattern:REGEX or classifier:FOLDER:LABEL"
+SPELLINGS = "path/to/file.py:function, pattern:REGEX or classifier:FOLDER:LABEL"
 _BATCH = 32
 _LONGEST = 2**20  # tokens; tokenizers without a limit say 1e30, which they cannot cut to
 
 
-def load(name: str | None, theme: Theme | None, *, key: str) -> Scorer:
+def load(name: str, *, key: str) -> Scorer:
     """A scorer by name; what it returns is checked.
 
     Args:
       name: path/to/file.py:function, where the function gets a list of answers and returns their
         scores; pattern:REGEX, 1 for answers in which that is found; classifier:FOLDER:LABEL, the
         probability that a Hugging Face sequence classifier, in a folder or on the Hub, gives that
-        label; None: that of the data.
-      theme: of the data, where it has one.
+        label.
       key: the config key that holds the name, for messages.
 
     Raises:
       UserError: now, if there is no such scorer; when it is called, if it fails or does not return
         one number in [0, 1] per text.
     """
-    if name is None:
-        if theme is None:
-            raise UserError(f"{key}: this data has no scorer of its own; give {_SPELLINGS}")
-        return checked(theme.scorer, f"{key}: the data's own scorer")
     kind, _, rest = name.partition(":")
     if kind == "pattern":
         of_answers = _pattern(rest, key)
@@ -44,7 +39,7 @@ def load(name: str | None, theme: Theme | None, *, key: str) -> Scorer:
     elif names_user_function(name):
         of_answers = user_function(name, key=key)
     else:
-        raise UserError(f"{key}: found {name!r}; give {_SPELLINGS}")
+        raise UserError(f"{key}: found {name!r}; give {SPELLINGS}")
     return checked(lambda texts: of_answers([text.answer for text in texts]), f"{key}: {name}")
 
 

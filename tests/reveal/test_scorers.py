@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxunlearn.data.rows import Text, Theme
+from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
 from jaxunlearn.reveal import scorers
 
@@ -36,7 +36,7 @@ def own(tmp_path):
     ],
 )
 def test_a_scorer_of_ones_own(own, body):
-    scores = scorers.load(own(body), None, key=KEY)(TEXTS)
+    scores = scorers.load(own(body), key=KEY)(TEXTS)
     assert scores.dtype == np.float64
     np.testing.assert_array_equal(scores, [0, 1, 0])
 
@@ -62,7 +62,7 @@ def test_a_scorer_of_ones_own(own, body):
 def test_what_a_scorer_returns_is_checked(own, body, words):
     name = own(body)
     with pytest.raises(UserError, match=words) as caught:
-        scorers.load(name, None, key=KEY)(TEXTS)
+        scorers.load(name, key=KEY)(TEXTS)
     message = str(caught.value)
     assert message.startswith(f"reveal.scorer: {name} ")
     assert "\n" not in message and "secret" not in message
@@ -82,7 +82,7 @@ def test_what_a_scorer_returns_is_checked(own, body, words):
 def test_scorers_that_cannot_be_loaded(own, name, words):
     file = own("return 0").removesuffix("score")
     with pytest.raises(UserError, match=words) as caught:
-        scorers.load(name.format(file), None, key=KEY)
+        scorers.load(name.format(file), key=KEY)
     assert str(caught.value).startswith("reveal.scorer: ")
 
 
@@ -90,23 +90,13 @@ def test_scorers_that_cannot_be_loaded(own, name, words):
     ("regex", "scores"), [("w", [0, 1, 0]), ("^fine", [1, 0, 1]), ("(?i)FINE$", [1, 0, 0])]
 )
 def test_a_pattern(regex, scores):
-    found = scorers.load(f"pattern:{regex}", None, key=KEY)(TEXTS)
+    found = scorers.load(f"pattern:{regex}", key=KEY)(TEXTS)
     np.testing.assert_array_equal(found, scores)
-
-
-def test_without_a_name_it_is_that_of_the_data():
-    scorer = scorers.load(None, Theme(lambda texts: [len(t.answer) / 12 for t in texts]), key=KEY)
-    np.testing.assert_array_equal(scorer(TEXTS), [4 / 12, 1, 8 / 12])
-    with pytest.raises(UserError, match=r"^reveal.scorer: this data has no scorer of its own"):
-        scorers.load(None, None, key=KEY)
-    wrong = scorers.load(None, Theme(lambda texts: [2.0] * len(texts)), key=KEY)
-    with pytest.raises(UserError, match=r"the data's own scorer gives 2.0 for row 0 of 3 texts"):
-        wrong(TEXTS)
 
 
 def test_nothing_to_score(own):
     for name in ("pattern:a", own("return [0.5 for t in texts]"), own("return max(texts)")):
-        assert scorers.load(name, None, key=KEY)([]).shape == (0,)
+        assert scorers.load(name, key=KEY)([]).shape == (0,)
 
 
 def save_classifier(folder, kind, **changes):
@@ -160,7 +150,7 @@ def test_a_classifier_of_hugging_face(tmp_path, kind, changes):
             logits = model(torch.tensor([ids])).logits[0]
         chances = logits.softmax(-1) if len(logits) > 1 and not changes else logits.sigmoid()
         expected.append(float(chances[label]))
-    found = scorers.load(f"classifier:{folder}:toxic", None, key=KEY)
+    found = scorers.load(f"classifier:{folder}:toxic", key=KEY)
     texts = [Text("b", answer) for answer in ANSWERS]
     np.testing.assert_allclose(found(texts), expected, atol=1e-6)
     assert len({round(one, 6) for one in expected}) >= 4
@@ -176,7 +166,7 @@ def test_classifiers_that_cannot_be_loaded(tmp_path, monkeypatch):
 
     def fails(name):
         with pytest.raises(UserError) as caught:
-            scorers.load(name, None, key=KEY)
+            scorers.load(name, key=KEY)
         assert str(caught.value).startswith("reveal.scorer: ") and "\n" not in str(caught.value)
         return str(caught.value)
 
