@@ -18,6 +18,7 @@ _DATA_KEYS = {
     "test": ("melu", "ner"),
     "threshold": ("toxicity",),
     "task": ("toy",),
+    "execute": ("code",),
     **dict.fromkeys(("authors", "neighbours"), ("tofu",)),
     **dict.fromkeys(
         ("world", "people", "forget_people", "holdout_people", "scale"), ("synthetic",)
@@ -53,7 +54,7 @@ class DataConfig:
     forget: str | None = None
     """TOFU split (`forget01`) or a file. MUSE: a file in `raw` or `folder/file`, such as
     `scal/forget_2`. Toxicity: a file of scored prompts and continuations; NER: one of tagged
-    sentences. LUME, MUSE, toxicity and NER have defaults."""
+    sentences. LUME, MUSE, toxicity, NER and code have defaults."""
     retain: str | None = None
     holdout: str | None = None
     """TOFU split or a file of rows like the forget rows that no model was trained on; what
@@ -90,6 +91,10 @@ class DataConfig:
     """World of people: how many further ones no model learns; their rows are the holdout."""
     scale: Positive = 0.2
     """World of neighbours: its size; 1 is that of MELU's data (20 forget entities, 2637 rows)."""
+
+    execute: bool = False
+    """Code only: rate generated programs by running them before their tests, in a sandbox (Linux
+    only); otherwise they are read and never run."""
 
     task: Literal["toxicity", "ner", "code"] = "toxicity"
     """Toy world: which of its skills is to be forgotten."""

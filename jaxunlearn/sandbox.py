@@ -1,11 +1,11 @@
-"""Runs Python code that nobody has read, such as a model's answers, in a process that can do little.
+"""Runs Python code that nobody has read, such as a model's answers, where it can do no harm.
 
 What holds however the code behaves is the kernel's doing: a seccomp filter that allows about thirty
 system calls, those that computing, printing and ending need. There is no call among them that opens
 a file, a socket, a process or a thread, and none that changes, reads or lists anything by its path,
 sends a signal, or lifts a limit; root is held as anybody else. Besides there are limits on CPU
-time, memory, output and open files (setrlimit), a session and a working directory of its own, an
-empty environment, no inherited files, and the parent, which ends the process group in time.
+time, memory and output (setrlimit), a session and an empty working directory of its own, no
+environment, no inherited files, and the parent, which ends the process group in time.
 
 The interpreter refuses the same things once more, by an audit hook (PEP 578). That gives clearer
 errors and guards the verdict; it is no barrier against code that attacks the interpreter itself.
@@ -13,8 +13,9 @@ errors and guards the verdict; it is no barrier against code that attacks the in
 The verdict: printing anything, and ending early by whatever way, is no pass. The check is compiled
 by itself, after the code, and a random token that the code has no reference to says that both came
 to their end. Yet they share a process. Code that changes what its check relies on passes, such as a
-result that says it equals everything or another `abs`; so might code that reads its own memory by a
-fault of the interpreter. That is a wrong mark, and no way out.
+result that says it equals everything or another `abs`; so might code that searches its own memory,
+by a fault of the interpreter or what ctypes, which sets the filter up, leaves behind. That is a
+wrong mark, and no way out.
 
 There is no filter but on Linux, on x86-64 and aarch64. Elsewhere nothing is run.
 """
@@ -76,7 +77,7 @@ class Outcome:
         return self.status == "passed"
 
 
-def run_python(source: str, check: str = "", *, limits: Limits = Limits()) -> Outcome:  # noqa: B008
+def run_python(source: str, check: str = "", *, limits: Limits = Limits()) -> Outcome:
     """Runs code and then its check, which sees its names, locked in as the module says.
 
     `__name__` is "program" in both, standard input is empty, and what can be imported are the
@@ -85,6 +86,8 @@ def run_python(source: str, check: str = "", *, limits: Limits = Limits()) -> Ou
     Raises:
       UserError: this machine cannot lock a process in, so that nothing was run.
     """
+    if sys.platform != "linux":
+        raise _no_sandbox(f"this is {sys.platform}")
     token = secrets.token_hex(_TOKEN_BYTES // 2)
     request = {
         "source": source,
@@ -123,21 +126,25 @@ def run_python(source: str, check: str = "", *, limits: Limits = Limits()) -> Ou
     over = code in (-signal.SIGALRM, -signal.SIGXCPU)
     if not output.startswith(READY) and not over:
         lines = output.decode(errors="replace").split("\n")
-        raise UserError(
-            f"sandbox: code cannot be locked in here ({' '.join(lines[-2:]).strip()}); it needs"
-            " Linux with seccomp on x86-64 or aarch64; leave data.execute false"
-        )
+        raise _no_sandbox(" ".join(lines[-2:]).strip())
     passed = output.endswith(token.encode())
     text = output.removeprefix(READY).removesuffix(token.encode() if passed else b"")
     status = "passed" if passed else "timeout" if over else "failed"
     return Outcome(status, text.decode(errors="replace"))
 
 
+def _no_sandbox(why: str) -> UserError:
+    return UserError(
+        f"sandbox: code cannot be locked in here ({why}), so none is run; use Linux with seccomp on"
+        " x86-64 or aarch64, or leave data.execute out"
+    )
+
+
 def run_many(
     programs: Sequence[Program],
     *,
     workers: int | None = None,
-    limits: Limits = Limits(),  # noqa: B008
+    limits: Limits = Limits(),
 ) -> list[Outcome]:
     """Runs programs, each in a process of its own, so many at once; default: one per CPU core.
 

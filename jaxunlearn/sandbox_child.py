@@ -10,12 +10,11 @@ import gc
 import json
 import os
 import platform
-import resource
 import signal
 import sys
 import time
-from _thread import allocate_lock, get_ident, stack_size, start_new_thread
 from _thread import _count as thread_count
+from _thread import allocate_lock, get_ident, stack_size, start_new_thread
 from collections.abc import Mapping
 from functools import partial
 from operator import call
@@ -74,6 +73,8 @@ _FRAMES = frozenset({"tb_frame", "gi_frame", "cr_frame", "ag_frame"})
 
 def limit_resources(limits: Mapping[str, Any]) -> None:
     """Sets the kernel's limits on this process; see `sandbox.Limits` for the keys."""
+    import resource  # only here: the parent reads this file's names, where there may be none
+
     for kind, most in (
         (resource.RLIMIT_AS, limits["memory_mb"] * 2**20),
         (resource.RLIMIT_FSIZE, limits["output_bytes"]),

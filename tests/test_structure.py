@@ -11,7 +11,7 @@ PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
     "errors", "extras", "writing", "validation", "user_file", "config_data", "config_reveal",
-    "config", "config_file", "data", "models",
+    "config", "config_file", "sandbox_child", "sandbox", "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "modules",
     "release", "evaluating", "stages", "experiment", "run_modules", "shadows", "attacks", "sweep",

@@ -7,7 +7,18 @@ from functools import partial
 from pathlib import Path
 
 from jaxunlearn.config import DataConfig
-from jaxunlearn.data import lume, melu, muse, neighbours, ner, synthetic, tofu, toxicity, toy
+from jaxunlearn.data import (
+    code_tasks,
+    lume,
+    melu,
+    muse,
+    neighbours,
+    ner,
+    synthetic,
+    tofu,
+    toxicity,
+    toy,
+)
 from jaxunlearn.data.files import kind_of, locate, read_rows
 from jaxunlearn.data.records import FIELDS, FORGET_KINDS, HOLDOUT_KINDS, RETAIN_KINDS, to_row
 from jaxunlearn.data.rows import EvalSet, Row, UnlearningData
@@ -58,6 +69,7 @@ def _load_files(config: DataConfig) -> UnlearningData:
         "muse": muse.load,
         "toxicity": toxicity.load,
         "ner": ner.load,
+        "code": code_tasks.load,
     }
     data = readers.get(config.format, _load_plain)(config)
     kept = (*data.retain, *data.background)

@@ -319,7 +319,7 @@ def test_bad_files_are_named(tmp_path, text, words):
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"suite": "tofu2"}, "there are custom, "),
+        ({"suite": "tofu2"}, "there are code, custom, "),
         ({"suite": "no/such.yaml"}, "No such file"),
         ({"suite": "tofu", "embedder": "a.py:f"}, "does not compare meanings"),
         ({"suite": "tofu", "compat": "melu"}, "is for suite melu"),
