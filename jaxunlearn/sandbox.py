@@ -103,9 +103,9 @@ def run_python(source: str, check: str = "", *, limits: Limits = Limits()) -> Ou
     ):
         asked.write(json.dumps(request).encode())
         asked.seek(0)
-        # -S: no site packages; -s, -P: no user's packages and nothing from the working directory.
+        # No site packages, no user's ones, nothing from the working directory, no output held back.
         process = subprocess.Popen(
-            [sys.executable, "-s", "-P", "-S", "-B", str(_CHILD)],
+            [sys.executable, "-s", "-P", "-S", "-B", "-u", str(_CHILD)],
             stdin=asked,
             stdout=said,
             stderr=subprocess.STDOUT,

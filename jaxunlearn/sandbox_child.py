@@ -162,7 +162,6 @@ def run(source: str, check: str, token: bytes) -> None:
         gate.acquire,
         partial(builtins.exec, source, namespace),
         partial(builtins.exec, check, namespace),
-        sys.stdout.flush,
         partial(ended.append, True),
     )
     stack_size(STACK_BYTES)

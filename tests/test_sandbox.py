@@ -34,6 +34,7 @@ def test_code_that_comes_to_its_end():
     assert (outcome.status, outcome.passed, outcome.output) == ("passed", True, "x is 120\n")
     assert run_python("").passed
     assert not run_python("x = 119", "assert x == 120").passed
+    assert run_python("print('so far')\n1 / 0").output.startswith("so far\nException")
     wrong = run_python("def f(:")
     assert wrong.status == "failed" and "SyntaxError" in wrong.output
     assert run_python("a = '\x00'").status == run_python("a = '\ud800'").status == "failed"
@@ -277,7 +278,7 @@ def look(frame):
         "import sys\nlook(sys._getframe())",
         "try:\n    1 / 0\nexcept Exception as error:\n    look(error.__traceback__.tb_frame)",
         "import sys\nfor frame in sys._current_frames().values(): look(frame)",
-        "import gc\nprint([x for x in gc.get_objects() if isinstance(x, list)])",
+        "import gc\nfor x in gc.get_objects():\n    if type(x) is list and not x: x.append(1)",
         "import gc\nprint(gc.get_referrers(gc.get_referrers))",
         "import sys\nprint([x for x in vars(sys.modules['__main__']).values()])",
         "import os\ntry: os.lseek(0, 0, 0)\nexcept OSError: pass\nprint(os.read(0, 9999))",
@@ -297,8 +298,6 @@ def test_a_verdict_cannot_be_forged(token, body):
         f"answer = 41\n{STEAL}\n{body}", "assert answer == 42", limits=Limits(seconds=3)
     )
     assert not outcome.passed and token not in outcome.output
-    # What the token looks like if it is found: the code itself is no thief's alibi.
-    assert run_python("answer = 42", "assert answer == 42").output == ""
 
 
 def test_many_at_once_in_order():
