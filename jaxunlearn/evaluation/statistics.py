@@ -213,15 +213,6 @@ def broken(results: Results, name: str) -> np.ndarray:
     return text.broken(results.generations[name])
 
 
-def score(results: Results, name: str) -> np.ndarray:
-    """The set's scorer on the generated answers; a set without one has none."""
-    chosen = results.sets[name]
-    if chosen.scorer is None:
-        return np.full(len(chosen.rows), np.nan)
-    pairs = zip(chosen.rows, results.generations[name], strict=True)
-    return chosen.scorer([row.text(said) for row, said in pairs])
-
-
 def generation_perplexity(results: Results, name: str) -> np.ndarray:
     """Of the generated answer, under the judge; nan of an empty one."""
     pairs = zip(_rows(results, name), results.generations[name], strict=True)
@@ -286,7 +277,7 @@ STATISTICS: Mapping[str, Statistic] = {
     **{
         function.__name__: Statistic(function, generates=True)
         for function in (
-            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken, score,
+            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken,
         )
     },
     "score": Statistic(score, generates=True, scored=True),
