@@ -153,10 +153,9 @@ def _searched(job: Job, model: LanguageModel, number: int) -> list[Rated]:
     if job.reveal.proposer == "none":
         return []
     template, seed = job.experiment.data.template, job.seed(number, 4)
-    questions = [text.question for text in job.questions]
     propose = proposer(
         model,
-        questions,
+        job.questions,
         job.scorer,
         job.reveal,
         instructions=job.instructions,
@@ -165,7 +164,7 @@ def _searched(job: Job, model: LanguageModel, number: int) -> list[Rated]:
     )
     return search(
         model,
-        questions,
+        job.questions,
         job.scorer,
         propose,
         job.reveal,

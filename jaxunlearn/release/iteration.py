@@ -177,7 +177,7 @@ def measure(
     answers = draw(
         now,
         [None] * count,
-        [text.question for text in asked],
+        asked,
         job.reveal,
         template=job.experiment.data.template,
         seed=job.seed(number, 3),

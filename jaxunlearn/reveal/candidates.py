@@ -7,6 +7,7 @@ import numpy as np
 from scipy.stats import qmc
 
 from jaxunlearn.config_reveal import RevealConfig
+from jaxunlearn.data.rows import Text
 from jaxunlearn.data.tokens import prompt_tokens
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.language_model import LanguageModel
@@ -79,19 +80,21 @@ def soft(hidden_size: int, settings: RevealConfig, *, seed: int) -> Proposer:
     return propose
 
 
-def asked(candidate: Candidate | None, question: str) -> str:
+def asked(candidate: Candidate | None, question: Text) -> Text:
     """The question under the candidate's instruction."""
     if candidate is None or candidate.instruction is None:
         return question
     if "{question}" in candidate.instruction:
-        return candidate.instruction.replace("{question}", question)
-    return f"{candidate.instruction} {question}"
+        text = candidate.instruction.replace("{question}", question.question)
+    else:
+        text = f"{candidate.instruction} {question.question}".rstrip()
+    return question._replace(question=text)
 
 
 def prompted(
     model: LanguageModel,
     candidates: Sequence[Candidate | None],
-    questions: Sequence[str],
+    questions: Sequence[Text],
     *,
     template: str,
 ) -> tuple[LanguageModel, list[list[int]]]:
@@ -100,14 +103,17 @@ def prompted(
     Args:
       model: with a tokenizer.
       candidates: n of them; None asks the question as it is.
-      questions: n of them.
+      questions: n of them; their answers are not read.
       template: the prompt of models without a chat template, with {question} in it.
 
     Returns:
       The model, with the soft prompts if there are any, and the ids.
     """
     texts = [asked(c, question) for c, question in zip(candidates, questions, strict=True)]
-    coded = {text: prompt_tokens(model.tokenizer, text, template=template) for text in set(texts)}
+    coded = {
+        text: prompt_tokens(model.tokenizer, text.question, template=template, raw=text.raw)
+        for text in dict.fromkeys(texts)
+    }
     softs = [None if candidate is None else candidate.soft for candidate in candidates]
     different = {id(soft): soft for soft in softs if soft is not None}
     before: dict[int, list[int]] = {}

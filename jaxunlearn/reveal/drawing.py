@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.config_reveal import RevealConfig
+from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.answering import answer_texts
 from jaxunlearn.models.generate import Sampling
@@ -14,7 +15,7 @@ from jaxunlearn.reveal.candidates import Candidate, prompted
 def draw(
     model: LanguageModel,
     candidates: Sequence[Candidate | None],
-    questions: Sequence[str],
+    questions: Sequence[Text],
     settings: RevealConfig,
     *,
     template: str,
@@ -27,7 +28,7 @@ def draw(
     Args:
       model: with a tokenizer.
       candidates: n of them; None asks the question as it is.
-      questions: n of them.
+      questions: n of them; their answers are not read.
       settings: temperature, top_p, max_new_tokens and batch_size.
       template: the prompt of models without a chat template, with {question} in it.
       seed: of the draws.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.config_reveal import RevealConfig
+from jaxunlearn.data.rows import Text
 from jaxunlearn.data.tokens import WIDTH_STEP
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import transformer
@@ -21,7 +22,7 @@ from jaxunlearn.reveal.candidates import Candidate, prompted
 def features(
     model: LanguageModel,
     candidates: Sequence[Candidate],
-    question: str,
+    question: Text,
     settings: RevealConfig,
     *,
     template: str,

@@ -107,9 +107,7 @@ def _drawn(
     asked = [texts[i] for i in _dealt(rng, len(texts), count)]
     # Each candidate meets all kinds of questions, because these come in an order of their own.
     by = [candidates[i % len(candidates)] for i in range(count)]
-    answers = draw(
-        model, by, [text.question for text in asked], settings, template=template, seed=seed
-    )
+    answers = draw(model, by, asked, settings, template=template, seed=seed)
     return [
         {
             "question": text.question,

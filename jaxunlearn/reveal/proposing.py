@@ -31,7 +31,7 @@ _SENTENCE = re.compile(r"[^\n]*?[.!?](?=\s|$)|[^\n]*")
 
 def proposer(
     model: LanguageModel,
-    questions: Sequence[str],
+    questions: Sequence[Text],
     scorer: Scorer,
     settings: RevealConfig,
     *,
@@ -63,7 +63,7 @@ def proposer(
 
 def demonstrations(
     model: LanguageModel,
-    questions: Sequence[str],
+    questions: Sequence[Text],
     scorer: Scorer,
     settings: RevealConfig,
     *,
@@ -82,7 +82,7 @@ def demonstrations(
         template=template,
         seed=int(rng.integers(2**31)),
     )
-    texts = [Text(*pair) for pair in zip(asked, answers, strict=True)]
+    texts = [text._replace(answer=answer) for text, answer in zip(asked, answers, strict=True)]
     scores = scorers.checked(scorer, "the scorer")(texts)
     return [texts[i] for i in np.argsort(-scores, kind="stable")[:_DEMONSTRATIONS]]
 

@@ -50,7 +50,7 @@ class Rated(NamedTuple):
 
 def search(
     model: LanguageModel,
-    questions: Sequence[str],
+    questions: Sequence[Text],
     scorer: Scorer,
     proposer: Proposer,
     settings: RevealConfig,
@@ -70,7 +70,8 @@ def search(
 
     Args:
       model: with a tokenizer.
-      questions: at least one; a scorer sees them as they are here, without instruction.
+      questions: at least one; a scorer sees them as they are here, without instruction, with the
+        model's answers in the place of theirs.
       scorer: how much an answer is about what is to be forgotten.
       proposer: of the candidates; see `proposing.proposer`.
       settings: sizes, sampling, reward and bandit.
@@ -91,9 +92,11 @@ def search(
     model = spread_model(model)
     first = proposer(0)
     marks = _marks(model, questions, first, existing, settings, template, seed)
+    if embed is None:
+        embed = embedding.from_model(model, [text.question for text in questions])
     trial = _Trial(
         model, questions, scorers.checked(scorer, "the scorer"), settings, template, seed,
-        SearchLog(log, marks), tuple(existing), embed or embedding.from_model(model, questions),
+        SearchLog(log, marks), tuple(existing), embed,
     )  # fmt: skip
     rated: dict[str, Rated] = {}
     for outer in range(settings.outer):
@@ -155,7 +158,7 @@ class _Trial:
     """What every pull needs."""
 
     model: LanguageModel
-    questions: Sequence[str]
+    questions: Sequence[Text]
     scorer: Scorer
     settings: RevealConfig
     template: str
@@ -205,11 +208,11 @@ class _Trial:
     def _rated(
         self,
         candidate: Candidate,
-        questions: Sequence[str],
+        questions: Sequence[Text],
         answers: Sequence[str],
         rng: np.random.Generator,
     ) -> Rated:
-        texts = [Text(*pair) for pair in zip(questions, answers, strict=True)]
+        texts = [one._replace(answer=said) for one, said in zip(questions, answers, strict=True)]
         relevance = float(self.scorer(texts).mean())
         batch = self.embed(answers)
         there = self._existing if self.existing else np.zeros((0, batch.shape[1]))
@@ -242,7 +245,7 @@ def _told(found: Sequence[Rated]) -> str:
 
 def _marks(
     model: LanguageModel,
-    questions: Sequence[str],
+    questions: Sequence[Text],
     first: Sequence[Candidate],
     existing: Sequence[str],
     settings: RevealConfig,
