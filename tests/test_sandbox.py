@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import textwrap
@@ -224,6 +225,18 @@ def test_endless_code_is_ended():
     assert run_python("x = 7 ** 10 ** 9", limits=Limits(seconds=0.8)).status == "timeout"
 
 
+def test_code_outlives_its_parent_not_for_long():
+    limits = {"seconds": 0.5, "cpu_seconds": 9, "memory_mb": 512, "output_bytes": 9}
+    request = {"source": "while True: pass", "check": "", "token": TOKEN, "limits": limits}
+    ran = subprocess.run(
+        [sys.executable, str(sandbox._CHILD)],
+        input=json.dumps(request).encode(),
+        capture_output=True,
+        timeout=9,
+    )
+    assert (ran.returncode, ran.stdout) == (-signal.SIGALRM, sandbox_child.READY)
+
+
 @pytest.mark.parametrize("body", ["x = bytearray(2**30)", "x = [0]\nwhile True: x += x"])
 def test_a_balloon_bursts(body):
     outcome = run_python(body, limits=Limits(memory_mb=256))
@@ -283,8 +296,10 @@ def look(frame):
         "import sys\nprint([x for x in vars(sys.modules['__main__']).values()])",
         "import os\ntry: os.lseek(0, 0, 0)\nexcept OSError: pass\nprint(os.read(0, 9999))",
         "import sys, threading\nthreading.setprofile(look)\nsys.setprofile(look)",
-        "import sys\nsys.excepthook = lambda k, e, t: look(t.tb_frame)\n"
-        "import _thread, time; _thread.interrupt_main(); time.sleep(1)",
+        "import sys, time, _thread\nkept = []\n"
+        "sys.excepthook = lambda k, e, trace: kept.append(trace) or time.sleep(2)\n"
+        "_thread.interrupt_main()\nwhile not kept: time.sleep(0.1)\ntrace = kept[0]\n"
+        "while trace: look(trace.tb_frame); trace = trace.tb_next",
         "import gc, sys\ngc.callbacks.append(lambda *a: look(sys._getframe()))\n"
         "gc.set_threshold(1)\nx = [[] for _ in range(10**5)]",
         "class A:\n    def __del__(self):\n        global kept\n        try: 1 / 0\n"
