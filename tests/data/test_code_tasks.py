@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jaxunlearn import sandbox_child
-from jaxunlearn.config import DataConfig
+from jaxunlearn.config import DataConfig, EvaluationConfig
 from jaxunlearn.data import code_tasks
 from jaxunlearn.data.code_tasks import does_something, final_number, program
 from jaxunlearn.data.formats import load
 from jaxunlearn.data.rows import EvalSet, Row, Text
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation import benchmark
+from jaxunlearn.evaluation import benchmark, suite
 from jaxunlearn.evaluation.results import Results
 from jaxunlearn.evaluation.statistics import STATISTICS
 
@@ -283,3 +283,26 @@ def test_real_solutions_pass_and_those_of_others_fail():
         assert data.theme.scorer([row.text(row.answer.strip()) for row in rows]).all()
         others = [row.text(other.answer) for row, other in pairwise(rows)]
         assert not data.theme.scorer(others).any()
+
+
+def test_an_evaluation_by_the_suite(tiny, tmp_path, monkeypatch):
+    data = read(tmp_path)
+    said = {
+        "double": "y = 2 * x\n    return y\nprint(this is no code",
+        "subtract": "I cannot.",
+        "1000": "#### 1001",
+    }
+
+    def answer(model, prompts, config, **options):
+        asked = [model.tokenizer.decode(prompt) for prompt in prompts]
+        return [next(said[word] for word in said if word in one) for one in asked], 0
+
+    monkeypatch.setattr(suite, "answer_texts", answer)
+    settings = EvaluationConfig(suite="code", batch_size=4)
+    template = "Question: {question}\nAnswer:"
+    found = suite.evaluate(tiny, data.evaluation, settings, template=template, max_length=128)
+    assert found.rows["humaneval_score"] == [1] and found.rows["mbpp_test_score"] == [0]
+    assert found.generations["humaneval"] == ["y = 2 * x\n    return y"]
+    values = {name: one["value"] for name, one in found.metrics.items()}
+    assert (values["forget_score"], values["model_utility"]) == (0.5, 1)
+    assert values["forget_broken_rate"] is not None and values["retain_perplexity"] > 1
