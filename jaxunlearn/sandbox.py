@@ -5,7 +5,8 @@ system calls, those that computing, printing and ending need. There is no call a
 a file, a socket, a process or a thread, and none that changes, reads or lists anything by its path,
 sends a signal, or lifts a limit; root is held as anybody else. Besides there are limits on CPU
 time, memory and output (setrlimit), a session and an empty working directory of its own, no
-environment, no inherited files, and the parent, which ends the process group in time.
+environment but a seed for hashes, no inherited files, and the parent, which ends the process group
+in time.
 
 The interpreter refuses the same things once more, by an audit hook (PEP 578). That gives clearer
 errors and guards the verdict; it is no barrier against code that attacks the interpreter itself.

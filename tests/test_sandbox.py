@@ -76,72 +76,71 @@ def test_strings_hash_the_same_in_every_run():
     assert first == second
 
 
-@pytest.mark.parametrize(
-    "attempt",
-    [
-        "open({secret!r}).read()",
-        "open({secret!r}, 'w')",
-        "open({new!r}, 'w')",
-        "open('/proc/self/mem', 'r+b')",
-        "os.open({secret!r}, os.O_RDONLY)",
-        "os.remove({secret!r})",
-        "os.rename({secret!r}, {new!r})",
-        "os.truncate({secret!r}, 0)",
-        "os.mkdir({new!r})",
-        "os.symlink({secret!r}, {new!r})",
-        "os.chmod({secret!r}, 0)",
-        "os.stat({secret!r})",
-        "os.listdir('/')",
-        "os.chdir('/')",
-        "os.getcwd()",
-        "os.fork()",
-        "os.execv('/bin/true', ['true'])",
-        "os.posix_spawn('/bin/true', ['true'], {{}})",
-        "os.system('true') == 0 or 1 / 0",
-        "os.popen('true')",
-        "import subprocess",
-        "import _posixsubprocess",
-        "import multiprocessing",
-        "import _thread; _thread.start_new_thread(print, ())",
-        "import threading; threading.Thread(target=print).start()",
-        "import socket",
-        "import _socket; _socket.socket()",
-        "import urllib.request",
-        "import ctypes",
-        "import mmap; mmap.mmap(-1, 4096)",
-        "os.kill({parent}, 15)",
-        "os.kill({parent}, 0)",
-        "os.killpg(0, 9)",
-        "import signal; signal.setitimer(signal.ITIMER_REAL, 0)",
-        "sys.modules['resource'].setrlimit(0, (9**9, 9**9))",
-        "os.nice(-5)",
-        "os.setsid()",
-        "os.pipe()",
-        "os.dup(1)",
-        "os.memfd_create('x')",
-        "os.lseek(0, 0, 0)",
-        "os.write({inherited}, b'x')",
-        "os.read({inherited}, 1)",
-        "sys.addaudithook(print); 1 / 0",
-        "sys.settrace(print)",
-        "__import__('gc').get_objects()",
-        "[c for c in object.__subclasses__() if c.__name__ == 'CDLL'][0](None)",
-    ],
+ATTEMPTS = (
+    "open({secret!r}).read()",
+    "open({secret!r}, 'w')",
+    "open({new!r}, 'w')",
+    "open('/proc/self/mem', 'r+b')",
+    "os.open({secret!r}, os.O_RDONLY)",
+    "os.remove({secret!r})",
+    "os.rename({secret!r}, {new!r})",
+    "os.truncate({secret!r}, 0)",
+    "os.mkdir({new!r})",
+    "os.symlink({secret!r}, {new!r})",
+    "os.chmod({secret!r}, 0)",
+    "os.stat({secret!r})",
+    "os.listdir('/')",
+    "os.chdir('/')",
+    "os.getcwd()",
+    "os.fork()",
+    "os.execv('/bin/true', ['true'])",
+    "os.posix_spawn('/bin/true', ['true'], {{}})",
+    "os.system('true') == 0 or 1 / 0",
+    "os.popen('true')",
+    "import subprocess",
+    "import _posixsubprocess",
+    "import multiprocessing",
+    "import _thread; _thread.start_new_thread(print, ())",
+    "import threading; threading.Thread(target=print).start()",
+    "import socket",
+    "import _socket; _socket.socket()",
+    "import urllib.request",
+    "import ctypes",
+    "import mmap; mmap.mmap(-1, 4096)",
+    "os.kill({parent}, 15)",
+    "os.kill({parent}, 0)",
+    "os.killpg(0, 9)",
+    "import signal; signal.setitimer(signal.ITIMER_REAL, 0)",
+    "sys.modules['resource'].setrlimit(0, (9**9, 9**9))",
+    "os.nice(-5)",
+    "os.setsid()",
+    "os.pipe()",
+    "os.dup(1)",
+    "os.memfd_create('x')",
+    "os.lseek(0, 0, 0)",
+    "os.write({inherited}, b'x')",
+    "os.read({inherited}, 1)",
+    "sys.addaudithook(print); 1 / 0",
+    "sys.settrace(print)",
+    "__import__('gc').get_objects()",
+    "[c for c in object.__subclasses__() if c.__name__ == 'CDLL'][0](None)",
 )
-def test_what_code_cannot_do(tmp_path, attempt):
+
+
+def test_what_code_cannot_do(tmp_path):
     secret, new = tmp_path / "secret.txt", tmp_path / "new"
     secret.write_text("the launch code")
     inherited = os.open(secret, os.O_RDWR)
     os.set_inheritable(inherited, True)
-    attempt = attempt.format(
-        secret=str(secret), new=str(new), parent=os.getpid(), inherited=inherited
-    )
+    names = {"secret": str(secret), "new": str(new), "parent": os.getpid(), "inherited": inherited}
+    attempts = [attempt.format(**names) for attempt in ATTEMPTS]
     outcome = run_python(
-        f"import os, sys\ntry:\n    {attempt}\n"
-        "except Exception as error:\n    print('refused')\nelse:\n    print('done')"
+        f"import os, sys\ndone = []\nfor attempt in {attempts!r}:\n"
+        "    try:\n        exec(attempt)\n        done.append(attempt)\n"
+        "    except Exception:\n        pass\nprint(len(done), done)"
     )
     os.close(inherited)
-    assert (outcome.status, outcome.output) == ("passed", "refused\n")
+    assert (outcome.status, outcome.output) == ("passed", "0 []\n")
     assert secret.read_text() == "the launch code" and not new.exists()
 
 
@@ -212,6 +211,7 @@ def test_a_fork_bomb_is_one_process(body):
     assert len(running_children()) <= before
 
 
+@pytest.mark.slow
 def test_endless_code_is_ended():
     assert run_python("while True: pass", limits=Limits(seconds=0.8)).status == "timeout"
     assert run_python("while True: pass", limits=Limits(seconds=30, cpu_seconds=1)).status == (
@@ -287,7 +287,7 @@ def look(frame):
         "import sys\nsys.unraisablehook = lambda a: a.object.__self__.append(1)",
         "import builtins\nbuiltins.exec = builtins.compile = lambda *a: None",
         "import builtins\nbuiltins.len = builtins.bool = lambda *a: 1",
-        "import time, sys\ntime.sleep = lambda s: look(sys._getframe())\nwhile True: pass",
+        "import sys, time\ntime.sleep = lambda s: look(sys._getframe())\nfor _ in range(10**6): 0",
         "import sys\nlook(sys._getframe())",
         "try:\n    1 / 0\nexcept Exception as error:\n    look(error.__traceback__.tb_frame)",
         "import sys\nfor frame in sys._current_frames().values(): look(frame)",
