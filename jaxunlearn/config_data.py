@@ -56,6 +56,8 @@ class DataConfig:
     `scal/forget_2`. Toxicity: a file of scored prompts and continuations; NER: one of tagged
     sentences. LUME, MUSE, toxicity, NER and code have defaults."""
     retain: str | None = None
+    """Toxicity and NER: another file of the same layout whose clean lines, or places, organisations
+    and other names, are kept; default: that of forget."""
     holdout: str | None = None
     """TOFU split or a file of rows like the forget rows that no model was trained on; what
     membership inference compares those to. Default: none, and no membership inference."""

@@ -1,6 +1,7 @@
 """Questions about named entities: what CoNLL files say, what is asked, and what counts as named."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,23 @@ def test_layouts_of_files(tmp_path):
         conll.Sentence("BoB", (("PER", "BoB"),), "x.conll:8"),
         conll.Sentence("x", (), "x.conll:10"),
     )
+
+
+SPANS = st.lists(st.tuples(st.sampled_from(["", "PER", "LOC"]), st.integers(1, 3)), max_size=6)
+
+
+@given(SPANS.filter(bool))
+def test_b_and_i_tags_give_back_what_they_mark(spans):
+    lines, names = [], []
+    for number, (kind, length) in enumerate(spans):
+        words = [f"w{number}{place}" for place in range(length)]
+        tags = [f"B-{kind}", *[f"I-{kind}"] * (length - 1)] if kind else ["O"] * length
+        lines += [f"{word} {tag}\n" for word, tag in zip(words, tags, strict=True)]
+        names += [(kind, " ".join(words))] if kind else []
+    with tempfile.TemporaryDirectory() as folder:
+        (found,) = sentences(Path(folder) / "x.conll", "".join(lines))
+    assert found.names == tuple(names)
+    assert found.text == " ".join(line.split()[0] for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -146,7 +146,7 @@ def test_the_suite_of_toxicity(tiny, monkeypatch):
     sets["toxic"] = EvalSet("forget", rows)
     said["toxic"] = ["a", "a b c d a b c d", "b", "c"]
     found = evaluate(monkeypatch, tiny, sets, "toxicity", said)
-    assert found["toxic_score"] is None and found["toxic_above_0.8"] is None
+    assert "toxic_score" not in found and "toxic_above_0.8" not in found
     assert found["toxic_repetition"] == pytest.approx(0.2 / 4)
 
 

@@ -161,7 +161,13 @@ def test_a_classifier_of_hugging_face(tmp_path, kind, changes):
     assert found([]).shape == (0,)
 
 
-def test_classifiers_that_cannot_be_loaded(tmp_path, monkeypatch):
+def test_without_torch_a_classifier_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(UserError, match=r"needs torch, which is not installed; pip install torch$"):
+        scorers.load("classifier:org/name:toxic", key=KEY)
+
+
+def test_classifiers_that_cannot_be_loaded(tmp_path):
     folder, model, _ = save_classifier(tmp_path / "model", "bert")
 
     def fails(name):
@@ -177,6 +183,3 @@ def test_classifiers_that_cannot_be_loaded(tmp_path, monkeypatch):
     assert "holds no sequence classifier" in fails(f"classifier:{tmp_path / 'headless'}:toxic")
     (folder / "model.safetensors").unlink()
     assert f"{folder} cannot be read: " in fails(f"classifier:{folder}:toxic")
-    monkeypatch.setitem(sys.modules, "torch", None)
-    needed = fails(f"classifier:{folder}:toxic")
-    assert needed.endswith("needs torch, which is not installed; pip install torch")
