@@ -96,7 +96,8 @@ def listing(modules: RunModules) -> list[dict[str, Any]]:
     Returns:
       For each its name, weight and about; rank, the largest of its targets; kernels, how many it
       changes, layer by layer; norm, Frobenius, of all that it adds at weight 1; overlap, the mean
-      cosine over shared kernels with the module that it overlaps with most, or 0; overlaps_with,
+      cosine, over targets that both have and all layers, with the module that it overlaps with
+      most, or 0; overlaps_with,
       the name of that one, or ""; and its folder.
     """
     store, found = modules.store, modules.store.modules()
@@ -126,6 +127,6 @@ def listing(modules: RunModules) -> list[dict[str, Any]]:
 
 
 def _mean_cosine(first: Adapter, second: Adapter) -> float:
-    """Over the kernels that both have; 0 where there are none."""
+    """Over layers of the targets that both have; 0 where there are none."""
     found = delta_cosine(first, second)
     return float(jnp.concatenate(list(found.values())).mean()) if found else 0.0
