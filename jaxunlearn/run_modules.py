@@ -96,9 +96,8 @@ def listing(modules: RunModules) -> list[dict[str, Any]]:
     Returns:
       For each its name, weight and about; rank, the largest of its targets; kernels, how many it
       changes, layer by layer; norm, Frobenius, of all that it adds at weight 1; overlap, the mean
-      cosine, over targets that both have and all layers, with the module that it overlaps with
-      most, or 0; overlaps_with,
-      the name of that one, or ""; and its folder.
+      cosine (over the targets that both have, in all layers) with the module that it overlaps with
+      most, or 0; overlaps_with, the name of that one, or ""; and its folder.
     """
     store, found = modules.store, modules.store.modules()
     adapters = {module.name: store.adapter(module.name) for module in found}
