@@ -133,7 +133,7 @@ def _parser() -> argparse.ArgumentParser:
     kinds = {
         "list": (commands_adapter.list_modules, "weight, rank, size and overlap of each module"),
         "merge": (commands_adapter.merge, "the target with all modules"),
-        "subtract": (commands_adapter.subtract, "the same, and W times one module taken off"),
+        "subtract": (commands_adapter.subtract, "the target with all modules, less W times one"),
         "remove": (commands_adapter.remove, "the target with all modules but one"),
     }
     for kind, (function, text) in kinds.items():
