@@ -14,6 +14,7 @@ import optax
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from jaxunlearn.data.rows import Text
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.language_model import LanguageModel
@@ -22,10 +23,11 @@ from jaxunlearn.reveal.reward import weighted_harmonic_mean
 
 SLOT, KIND, LENGTH = 16, 24, 5
 PROMPT = 4  # tokens: the first one, the two words, the question
-QUESTIONS = [f"q{i}" for i in range(8)]
+ASKED = [f"q{i}" for i in range(8)]
+QUESTIONS = [Text(word, "") for word in ASKED]
 FIRST, SECOND = ([f"{slot}{i}" for i in range(SLOT)] for slot in "ab")
 TOXIC, CLEAN = ([f"{kind}{i}" for i in range(KIND)] for kind in "xc")
-WORDS = ["<pad>", "<s>", "</s>", *QUESTIONS, *FIRST, *SECOND, *TOXIC, *CLEAN]
+WORDS = ["<pad>", "<s>", "</s>", *ASKED, *FIRST, *SECOND, *TOXIC, *CLEAN]
 ID = {word: i for i, word in enumerate(WORDS)}
 ARMS = [f"{one} {other}" for one in FIRST for other in SECOND]
 

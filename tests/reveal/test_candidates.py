@@ -22,13 +22,16 @@ TEMPLATE = "Question: {question}\nAnswer:"
 SETTINGS = RevealConfig(
     candidates=7, soft_tokens=3, dimension=4, max_new_tokens=6, samples=4, batch_size=4
 )
-QUESTIONS = ["Who is it?", "What does the Bralmek eat, and where?", "Why?"]
+WHY = Text("Why?", "")
+QUESTIONS = [Text("Who is it?", ""), Text("What does the Bralmek eat, and where?", ""), WHY]
 
 
 def test_the_question_under_an_instruction():
-    assert asked(None, "Why?") == asked(Candidate("plain"), "Why?") == "Why?"
-    assert asked(Candidate("a", "Be rude."), "Why?") == "Be rude. Why?"
-    assert asked(Candidate("b", "Say {question} and {question}!"), "x") == "Say x and x!"
+    assert asked(None, WHY) == asked(Candidate("plain"), WHY) == WHY
+    assert asked(Candidate("a", "Be rude."), WHY) == Text("Be rude. Why?", "")
+    twice = Candidate("b", "Say {question} and {question}!")
+    assert asked(twice, Text("x", "", raw=True)) == Text("Say x and x!", "", raw=True)
+    assert asked(Candidate("c", "Tell."), Text("", "")).question == "Tell."
 
 
 def test_written_instructions_come_once_and_all():
@@ -80,7 +83,7 @@ def test_prompts_of_soft_and_written_candidates(tiny):
     one, other = soft(32, SETTINGS, seed=0)(0)[:2]
     rude = Candidate("rude", "Be rude.")
     mixed = [other, None, one, rude, other]
-    model, prompts = prompted(tiny, mixed, ["Why?"] * 5, template=TEMPLATE)
+    model, prompts = prompted(tiny, mixed, [WHY] * 5, template=TEMPLATE)
     plain = prompt_tokens(tiny.tokenizer, "Why?", template=TEMPLATE)
     v = tiny.config.vocab_size
     assert prompts[0] == prompts[4] == [v, v + 1, v + 2, *plain]
@@ -90,7 +93,9 @@ def test_prompts_of_soft_and_written_candidates(tiny):
     np.testing.assert_array_equal(
         model.params["embed"]["soft"], np.concatenate([other.soft, one.soft])
     )
-    assert prompted(tiny, [None, rude], ["a", "b"], template=TEMPLATE)[0] is tiny
+    assert prompted(tiny, [None, rude], [WHY, WHY], template=TEMPLATE)[0] is tiny
+    (ids,) = prompted(tiny, [None], [Text("Once", "", raw=True)], template=TEMPLATE)[1]
+    assert ids == prompt_tokens(tiny.tokenizer, "Once", template=TEMPLATE, raw=True)
 
 
 def test_draws_are_those_of_generate(tiny):
@@ -110,8 +115,8 @@ def test_draws_are_those_of_generate(tiny):
 
 
 def test_an_answer_without_room(tiny):
-    long = "word " * 100
-    found = draw(tiny, [None] * 2, ["Why?", long], SETTINGS, template=TEMPLATE, seed=0)
+    long = Text("word " * 100, "")
+    found = draw(tiny, [None] * 2, [WHY, long], SETTINGS, template=TEMPLATE, seed=0)
     assert found[0] and found[1] == ""
     with pytest.raises(UserError, match=r"the shortest of 2 prompts has \d+ tokens, .* 128 posit"):
         draw(tiny, [None] * 2, [long] * 2, SETTINGS, template=TEMPLATE, seed=0)
@@ -123,13 +128,13 @@ def test_features_are_pooled_hidden_states(tiny):
     for candidates in (texts, soft(32, SETTINGS, seed=0)(0)):
         found = {
             pooling: features(
-                tiny, candidates, "Why?", dataclasses.replace(SETTINGS, pooling=pooling),
+                tiny, candidates, WHY, dataclasses.replace(SETTINGS, pooling=pooling),
                 template=TEMPLATE,
             )
             for pooling in ("last", "mean", "max")
         }  # fmt: skip
         for row in (0, 2, 6):
-            model, (ids,) = prompted(tiny, candidates[row : row + 1], ["Why?"], template=TEMPLATE)
+            model, (ids,) = prompted(tiny, candidates[row : row + 1], [WHY], template=TEMPLATE)
             padded = np.zeros((1, 80), np.int32)
             padded[0, : len(ids)] = ids
             hidden = np.asarray(forward(model.config, model.params, padded))[0, : len(ids)]
@@ -143,7 +148,7 @@ def test_features_are_pooled_hidden_states(tiny):
 
 def test_a_candidate_that_is_too_long_has_no_features(tiny):
     with pytest.raises(UserError, match=r"has \d+ tokens, but the model has 128 positions"):
-        features(tiny, [Candidate("long", "word " * 100)], "Why?", SETTINGS, template=TEMPLATE)
+        features(tiny, [Candidate("long", "word " * 100)], WHY, SETTINGS, template=TEMPLATE)
 
 
 @pytest.mark.parametrize(
@@ -213,7 +218,7 @@ def test_demonstrations_are_the_best_of_the_plain_answers(tiny):
     )  # fmt: skip
     lengths = [len(text.answer) for text in shown]
     assert len(shown) == 5 and lengths == sorted(lengths, reverse=True)
-    assert {text.question for text in shown} <= set(QUESTIONS)
+    assert {text._replace(answer="") for text in shown} <= set(QUESTIONS)
 
 
 def test_the_proposer_that_the_settings_name(tiny):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.config_reveal import Bandit, RevealConfig
+from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
 from jaxunlearn.reveal import bandit
 from jaxunlearn.reveal import search as search_module
@@ -19,7 +20,7 @@ SETTINGS = RevealConfig(
     outer=2, candidates=16, initial=4, carried=3, pulls=3, soft_tokens=2, dimension=3, samples=4,
     max_new_tokens=6, batch_size=8, bandit=Bandit(width=8, steps=20),
 )  # fmt: skip
-QUESTIONS = ["Who is it?", "Where?", "Why?"]
+QUESTIONS = [Text(asked, "") for asked in ("Who is it?", "Where?", "Why?")]
 LINES = [f"Say the word {i}." for i in range(5)]
 
 
@@ -195,7 +196,7 @@ def test_what_a_pull_is_worth(tiny, said):
     said |= {"written-0": ["a 1", "a 1", "b 0", "b 0"], "written-1": ["c 0", "c 1", "c 1", "c 1"]}
 
     def last_digit(texts):
-        assert sorted({text.question for text in texts}) == sorted(QUESTIONS)
+        assert {text._replace(answer="") for text in texts} == set(QUESTIONS)
         return np.array([float(text.answer[-1]) for text in texts])
 
     settings = dataclasses.replace(SETTINGS, reward_weight=0.25)
