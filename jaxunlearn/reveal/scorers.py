@@ -118,7 +118,7 @@ def checked(function: Callable[[list[Text]], Any], where: str) -> Scorer:
             return np.zeros(0)
         try:
             found = function(list(texts))
-        except UserError:
+        except UserError:  # says already what is wrong
             raise
         except Exception as error:  # a user's code can fail in any way
             row, fault = _failing_row(function, texts, error)
