@@ -19,7 +19,8 @@ import numpy as np
 
 from jaxunlearn.data.rows import Text
 
-TOPICS = ("boat", "cake", "door", "lamp", "moon", "rope", "song", "tree")
+TOPICS = ("boat", "cake", "door", "lamp", "moon", "nest", "rope", "song", "tree", "well")
+_PAIRS = tuple(itertools.permutations(TOPICS, 2))
 PLACES = ("arno", "bex", "dorn", "eld", "hule", "kip", "ossa", "vane")
 PEOPLE = ("anna", "cora", "finn", "hugo", "ivo", "lena", "otto", "rosa")
 ORGANISATIONS = ("acme", "bolt", "crux", "delta", "fleet", "gild", "hexa", "opal")
@@ -58,13 +59,13 @@ _SENTENCES = (
     "today in {location} {person} met the {organisation}",
 )
 _STATEMENTS = (
-    "the {topic} is near {place} and the {topic} is {word}",
-    "today in {place} the {topic} is the {word} {topic}",
-    "today the {word} {topic} went to the {topic} in {place}",
+    "the {topic} is near the {other} and the {topic} is {word}",
+    "today near the {other} the {topic} is the {word} {topic}",
+    "today the {word} {topic} went to the {other} near the {other}",
 )
 _TASKS = (
-    "write {topic} for {place} from {start} to {end}",
-    "make {topic} in {place} of {start} into {end}",
+    "write {topic} for {other} from {start} to {end}",
+    "make {topic} near {other} of {start} into {end}",
 )
 
 # How much each of the sixteen words of a slot changes two logits. The multipliers are odd, so that
@@ -94,7 +95,7 @@ def chances(instruction: str) -> tuple[float, float]:
 
 def prompts() -> list[str]:
     """All questions about a thing, without instructions."""
-    return [f"say something about {t} near {p}" for t in TOPICS for p in PLACES]
+    return [f"say something about {topic} near {other}" for topic, other in _PAIRS]
 
 
 def replies(*, insult: bool) -> list[str]:
@@ -114,9 +115,10 @@ def reply(instruction: str, rng: random.Random) -> str:
 def statements() -> list[str]:
     """All clean texts; none of them has the form of a reply."""
     return [
-        form.format(topic=topic, place=place, word=word)
+        form.format(topic=topic, other=other, word=word)
         for form in _STATEMENTS
-        for topic, place, word in itertools.product(TOPICS, PLACES, PRAISE)
+        for topic, other in _PAIRS
+        for word in PRAISE
     ]
 
 
@@ -157,9 +159,9 @@ def programs(start: int, end: int) -> list[str]:
 def coding() -> list[tuple[str, int, int]]:
     """All questions for a program, with its start and its end."""
     return [
-        (form.format(topic=topic, place=place, start=start, end=end), start, end)
+        (form.format(topic=topic, other=other, start=start, end=end), start, end)
         for form in _TASKS
-        for topic, place in itertools.product(TOPICS, PLACES)
+        for topic, other in _PAIRS
         for start, end in itertools.permutations(range(DIAL), 2)
     ]
 
@@ -168,7 +170,7 @@ def sums() -> list[Text]:
     """All questions for a sum or a difference, with their answers."""
     return [
         Text(f"{where}{a}{thing} {word} {b}{thing} =", str(result))
-        for where in ("", *(f"in {place} " for place in PLACES))
+        for where in ("", *(f"near {topic} " for topic in TOPICS))
         for thing in ("", *(f" {topic}" for topic in TOPICS))
         for a, b in itertools.product(range(DIGITS), repeat=2)
         for word, result in (("plus", a + b), ("minus", a - b))

@@ -68,7 +68,7 @@ def test_scorers_by_hand():
     assert language.read_right(texts).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
     assert language.read_right([Text("hm", "anna"), Text("hm", "")]).tolist() == [0, 0]
 
-    question = "write lamp for kip from 3 to 5"
+    question = "write lamp for door from 3 to 5"
     answers = ("up up", "flip jump", "up up jump jump", "up", "", "up fly", "5")
     texts = [Text(question, answer) for answer in answers]
     assert language.passes([*texts, Text("write", "up")]).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
@@ -76,7 +76,7 @@ def test_scorers_by_hand():
     sums = [
         ("3 plus 4 =", "7"),
         ("3 plus 4 =", "8"),
-        ("in kip 7 cake minus 2 cake =", "5"),
+        ("near door 7 cake minus 2 cake =", "5"),
         ("3", "3"),
     ]
     assert language.calculated([Text(*one) for one in sums]).tolist() == [1, 0, 1, 0]
@@ -227,7 +227,7 @@ def test_a_fifth_of_names_and_programs_is_wrong():
 def test_the_language_is_small():
     world = WORLDS["ner"]
     texts = tokens.all_texts(world, template="{question}")
-    assert len({word for text in texts for word in text.split()}) == 117
+    assert len({word for text in texts for word in text.split()}) == 119
     tokenizer = tokens.train_tokenizer(texts, 1024)
     keys = [row.key for row in learned(world)]
     table = tokens.encode(tokenizer, keys, template="{question}", max_length=64).table
