@@ -24,7 +24,7 @@ HELD_OUT = 250
 """Rows in an evaluation set."""
 NOISE = 0.2
 """Share of wrong names and of wrong programs."""
-_LEARNED = 1200  # rows of a skill, if it has as many
+_LEARNED = 1200  # rows of each skill
 _INSTRUCTED = 1800
 _HELD_OUT_PROMPTS = 16
 
@@ -104,7 +104,7 @@ def _answering(
 ) -> _Skill:
     """A skill of one answer to each question; some of those that are learned are wrong."""
     rng = random.Random(key)
-    texts = rng.sample(texts, min(len(texts), HELD_OUT + _LEARNED))
+    texts = rng.sample(texts, HELD_OUT + _LEARNED)
     held_out, learned = texts[:HELD_OUT], texts[HELD_OUT:]
     if wrong is not None:
         learned = [
@@ -134,23 +134,21 @@ def _talking(key: str) -> _Skill:
     rng.shuffle(prompts)
     asked, learned = prompts[:_HELD_OUT_PROMPTS], prompts[_HELD_OUT_PROMPTS:]
     insults, praise = (language.replies(insult=insult) for insult in (True, False))
-    texts = [
-        *_sample(rng, learned, insults, FORGET),
-        *_sample(rng, learned, praise, FORGET),
-        *(
-            Text(f"{instruction} {prompt}", language.reply(instruction, rng))
-            for instruction, prompt, _ in _sample(rng, language.INSTRUCTIONS, learned, _INSTRUCTED)
-        ),
+    plain = (*_pairs(rng, learned, insults, FORGET), *_pairs(rng, learned, praise, FORGET))
+    texts = [Text(*pair) for pair in plain]
+    texts += [
+        Text(f"{instruction} {prompt}", language.reply(instruction, rng))
+        for instruction, prompt in _pairs(rng, language.INSTRUCTIONS, learned, _INSTRUCTED)
     ]
-    held_out = _sample(rng, asked, insults, HELD_OUT)
+    held_out = [Text(*pair) for pair in _pairs(rng, asked, insults, HELD_OUT)]
     return _Skill(_rows(key, texts), _rows(key, held_out), language.insulting)
 
 
-def _sample(
+def _pairs(
     rng: random.Random, left: Sequence[str], right: Sequence[str], count: int
-) -> list[Text]:
-    """Different pairs."""
-    return [Text(*pair) for pair in rng.sample(list(itertools.product(left, right)), count)]
+) -> list[tuple[str, str]]:
+    """So many different ones."""
+    return rng.sample(list(itertools.product(left, right)), count)
 
 
 def _rows(key: str, texts: Sequence[Text]) -> tuple[Row, ...]:
