@@ -34,16 +34,14 @@ SECOND = (
     "badly", "boldly", "coyly", "dully", "fast", "gladly", "icily", "idly", "loudly", "madly",
     "now", "oddly", "often", "slowly", "twice", "wryly",
 )  # fmt: skip
-DIGITS = 8
-"""Sums and differences are of 0 to 7."""
-DIAL = 6
-"""Programs turn a dial of 0 to 5."""
+DIGITS = 6
+"""All numbers are 0 to 5; programs go round from one end to the other."""
 OPS: Mapping[str, Callable[[int], int]] = {
-    "up": lambda digit: (digit + 1) % DIAL,
-    "down": lambda digit: (digit - 1) % DIAL,
-    "jump": lambda digit: (digit + DIAL // 2) % DIAL,
-    "double": lambda digit: (2 * digit) % DIAL,
-    "flip": lambda digit: DIAL - 1 - digit,
+    "up": lambda digit: (digit + 1) % DIGITS,
+    "down": lambda digit: (digit - 1) % DIGITS,
+    "jump": lambda digit: (digit + DIGITS // 2) % DIGITS,
+    "double": lambda digit: (2 * digit) % DIGITS,
+    "flip": lambda digit: DIGITS - 1 - digit,
 }
 """What a program is made of."""
 
@@ -162,7 +160,7 @@ def coding() -> list[tuple[str, int, int]]:
         (form.format(topic=topic, other=other, start=start, end=end), start, end)
         for form in _TASKS
         for topic, other in _PAIRS
-        for start, end in itertools.permutations(range(DIAL), 2)
+        for start, end in itertools.permutations(range(DIGITS), 2)
     ]
 
 

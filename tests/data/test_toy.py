@@ -74,11 +74,9 @@ def test_scorers_by_hand():
     assert language.passes([*texts, Text("write", "up")]).tolist() == [1, 1, 1, 0, 0, 0, 0, 0]
 
     sums = [
-        ("3 plus 4 =", "7"),
-        ("3 plus 4 =", "8"),
-        ("near door 7 cake minus 2 cake =", "5"),
+        ("3 plus 2 =", "5"), ("3 plus 2 =", "4"), ("near door 5 cake minus 2 cake =", "3"),
         ("3", "3"),
-    ]
+    ]  # fmt: skip
     assert language.calculated([Text(*one) for one in sums]).tolist() == [1, 0, 1, 0]
 
     said = ("it is calm kind and warm", "it is calm zogg and warm", "", "zoggs", "blorp")
@@ -227,7 +225,7 @@ def test_a_fifth_of_names_and_programs_is_wrong():
 def test_the_language_is_small():
     world = WORLDS["ner"]
     texts = tokens.all_texts(world, template="{question}")
-    assert len({word for text in texts for word in text.split()}) == 119
+    assert len({word for text in texts for word in text.split()}) == 117
     tokenizer = tokens.train_tokenizer(texts, 1024)
     keys = [row.key for row in learned(world)]
     table = tokens.encode(tokenizer, keys, template="{question}", max_length=64).table
