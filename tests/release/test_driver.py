@@ -14,8 +14,10 @@ from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods.release_settings import Release
-from jaxunlearn.models import adapter_algebra
-from jaxunlearn.modules import ModuleStore
+from jaxunlearn.models import adapter_algebra, transformer
+from jaxunlearn.models.checkpoint_hf import export_model
+from jaxunlearn.models.peft_adapter import export_adapter
+from jaxunlearn.modules import ModuleStore, composed
 from jaxunlearn.release import driver
 from jaxunlearn.release.iteration import Job
 from jaxunlearn.reveal import harvest as harvesting
@@ -102,6 +104,31 @@ def test_the_result_is_the_start_plus_its_modules(tiny, whole):
         by_hand += weight * adapter.scale * a @ b
     merged = model.merged().params["layers"]["mlp"]["down"]["kernel"]
     np.testing.assert_allclose(merged, by_hand, rtol=1e-5, atol=1e-6)
+
+
+def test_the_result_is_the_same_in_transformers_and_peft(tiny, tiny_folder, whole, tmp_path):
+    """Exported merged, as one adapter, and module by module."""
+    torch, transformers = pytest.importorskip("torch"), pytest.importorskip("transformers")
+    peft = pytest.importorskip("peft")
+    _, model, folder = whole
+    rows = np.random.default_rng(0).integers(3, 90, (2, 24))
+    ours = transformer.logits(model.config, model.params, rows, lora=model.lora)
+    load = transformers.AutoModelForCausalLM.from_pretrained
+
+    def logits(theirs):
+        with torch.no_grad():
+            return theirs(torch.tensor(rows)).logits.numpy()
+
+    np.testing.assert_allclose(logits(load(export_model(model, tmp_path / "hf"))), ours, atol=1e-4)
+    adapter = export_adapter(model, tmp_path / "adapter", base=tiny_folder)
+    whole_one = peft.PeftModel.from_pretrained(load(tiny_folder), adapter)
+    np.testing.assert_allclose(logits(whole_one), ours, atol=1e-4)
+    store = ModuleStore(folder / "m")
+    for one in store.modules():
+        loaded = peft.PeftModel.from_pretrained(load(tiny_folder), store.path(one.name))
+        alone = composed(tiny, [(1.0, store.adapter(one.name))])
+        expected = transformer.logits(alone.config, alone.params, rows, lora=alone.lora)
+        np.testing.assert_allclose(logits(loaded), expected, atol=1e-4)
 
 
 def test_what_is_recorded(whole):
