@@ -56,13 +56,19 @@ def main() -> None:
         "PyTorch": lambda: theirs(peer, sets),
     }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
+    of_cpu: dict[str, list[float]] = {side: [] for side in sides}
     found: dict[str, dict[str, float]] = {}
     for _ in range(1 + args.repeats):
         for side, work in sides.items():
-            begin = time.perf_counter()
+            begin, begin_cpu = time.perf_counter(), time.process_time()
             found[side] = work()
             seconds[side].append(time.perf_counter() - begin)
-            print(f"{side:<8} {seconds[side][-1]:7.1f} s", flush=True)
+            of_cpu[side].append(time.process_time() - begin_cpu)
+            print(
+                f"{side:<8} {seconds[side][-1]:7.1f} s, {of_cpu[side][-1]:7.1f} s of CPU,"
+                f" load {os.getloadavg()[0]:.1f}",
+                flush=True,
+            )
     compare(found["ours"], found["PyTorch"])
 
     ratios = [b / a for a, b in zip(*(seconds[side][1:] for side in sides), strict=True)]
@@ -73,6 +79,7 @@ def main() -> None:
         "new_tokens": args.new_tokens,
         "first_call": {side: round(taken[0], 1) for side, taken in seconds.items()},
         "median": {side: round(statistics.median(s[1:]), 1) for side, s in seconds.items()},
+        "cpu": {side: round(statistics.median(s[1:]), 1) for side, s in of_cpu.items()},
         "ratio": round(statistics.median(ratios), 2),
         "ratio_first_call": round(seconds["PyTorch"][0] / seconds["ours"][0], 2),
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jax.devices()[0].device_kind}",

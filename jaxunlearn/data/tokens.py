@@ -285,15 +285,19 @@ def _split_rows(
         for text, prompt, rendered in zip(texts, prompts, chat, strict=True)
     ]
     wholes = [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)]
+    # Several answers to a question share its prompt.
+    distinct = list(dict.fromkeys(zip(prompts, chat, strict=True)))
+    coded = _encode_texts(tokenizer, *zip(*distinct, strict=True)) if distinct else []
+    tokens_of = {one: tokens for one, (tokens, _) in zip(distinct, coded, strict=True)}
     rows = []
-    for (prompt, _), (whole, stops), start, rest, rendered in zip(
-        _encode_texts(tokenizer, prompts, chat),
-        _encode_texts(tokenizer, wholes, chat),
+    for start, (whole, stops), rest, rendered in zip(
         prompts,
+        _encode_texts(tokenizer, wholes, chat),
         rests,
         chat,
         strict=True,
     ):
+        prompt = tokens_of[start, rendered]
         size = len(prompt)
         joined = whole[:size] == prompt and max(stops[:size], default=0) <= len(start)
         answer = whole[size:] if joined else _encode_apart(tokenizer, rest)
@@ -349,6 +353,8 @@ def _tokens_and_ends(
         list(texts),
         add_special_tokens=add_special_tokens,
         return_offsets_mapping=True,
+        return_attention_mask=False,
+        return_token_type_ids=False,
         verbose=False,
     )
     return [

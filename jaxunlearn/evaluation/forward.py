@@ -12,7 +12,8 @@ import numpy as np
 from jaxunlearn.data.tokens import TokenTable, batch_width, check_ids
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
-from jaxunlearn.models.placement import spread
+from jaxunlearn.models.head import most_likely
+from jaxunlearn.models.placement import cores, side_by_side, spread
 
 _CACHE = 2**22  # bytes
 
@@ -54,7 +55,8 @@ def score(
       params: its parameters.
       table: n rows.
       lora: scaled adapter factors, or None.
-      batch_size: rows in one forward pass, rounded up so that each device gets as many.
+      batch_size: rows in one forward pass, rounded up so that each device gets as many; one CPU
+        takes fewer together (`rows_at_once`), and as many passes at a time as it has cores.
       moments: also `means` and `deviations`, which Min-K%++ needs.
       on_rows: called with the number of rows done after each batch.
 
@@ -66,14 +68,18 @@ def score(
     dtypes = (np.float32, bool, np.float32, np.float32)[: 4 if moments else 2]
     found = [np.zeros((n, width), dtype) for dtype in dtypes]
     there = spread((params, lora))
-    for rows, batch in batches(table, there.batch_size(batch_size)):
-        cut = batch.shape[1]
-        # Rows that are dealt to several devices are few on each.
-        chunk = len(batch) if there.mesh else rows_at_once(config, len(batch), cut)
-        of_batch = _statistics(config, *there.tree, there.deal(batch), moments, chunk)
-        of_batch = jax.device_get(of_batch)
+
+    def forward(rows_and_batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
+        _, batch = rows_and_batch
+        return jax.device_get(_statistics(config, *there.tree, there.deal(batch), moments))
+
+    work = batches(table, there.batch_size(batch_size))
+    if there.mesh is None:
+        work = (few for one in work for few in _in_parts(config, *one))
+    at_once = 1 if there.mesh else batch_size
+    for (rows, batch), of_batch in side_by_side(forward, work, at_once):
         for whole, part in zip(found, of_batch, strict=True):
-            whole[rows, :cut] = part[: len(rows)]
+            whole[rows, : batch.shape[1]] = part[: len(rows)]
         if on_rows is not None:
             on_rows(len(rows))
     log_probs, hits, *rest = found
@@ -95,36 +101,35 @@ def batches(table: TokenTable, batch_size: int) -> Iterator[tuple[np.ndarray, np
 
 
 def rows_at_once(config: DecoderConfig, rows: int, width: int) -> int:
-    """How many of the rows of a batch to work on together: on a CPU as many as have attention
-    scores that stay in its cache, because a pass is otherwise spent on moving them."""
+    """How many of the rows of a batch to work on together: on a CPU one core's share, and no more
+    than have attention scores that stay in its cache, as a pass is otherwise spent on moving them.
+    """
     if jax.default_backend() != "cpu":
         return rows
-    return max(1, min(rows, _CACHE // (4 * config.num_heads * width**2)))
+    share = -(-rows // cores())
+    return max(1, min(share, _CACHE // (4 * config.num_heads * width**2)))
 
 
-@partial(jax.jit, static_argnames=("config", "moments", "chunk"))
+def _in_parts(
+    config: DecoderConfig, rows: np.ndarray, batch: np.ndarray
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """A batch as batches that are worked on by themselves, all of the same shape."""
+    size = rows_at_once(config, *batch.shape)
+    for start in range(0, len(rows), size):
+        part = batch[start : start + size]
+        yield rows[start : start + size], np.pad(part, ((0, size - len(part)), (0, 0)))
+
+
+@partial(jax.jit, static_argnames=("config", "moments"))
 def _statistics(
-    config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool, chunk: int
+    config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool
 ) -> tuple[jax.Array, ...]:
     """Log-probability and hit of every token of [b, T] rows; mean and deviation if asked for."""
-    of_rows = partial(_of_rows, config, params, lora, moments)
-    if chunk >= len(tokens):
-        return of_rows(tokens)
-
-    def of_row(row: jax.Array) -> tuple[jax.Array, ...]:
-        return tuple(values[0] for values in of_rows(row[None]))
-
-    return jax.lax.map(of_row, tokens, batch_size=chunk)
-
-
-def _of_rows(
-    config: DecoderConfig, params: Any, lora: Any, moments: bool, tokens: jax.Array
-) -> tuple[jax.Array, ...]:
     logits = transformer.logits(config, params, tokens, lora=lora)[:, :-1]
     targets = tokens[:, 1:]
     at_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     norm = jax.nn.logsumexp(logits, axis=-1)
-    found = (at_targets - norm, jnp.argmax(logits, axis=-1) == targets)
+    found = (at_targets - norm, most_likely(logits) == targets)
     if moments:
         found += _moments(logits - norm[..., None])
     return tuple(jnp.pad(values, ((0, 0), (1, 0))) for values in found)

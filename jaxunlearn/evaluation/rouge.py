@@ -4,6 +4,8 @@ Only ASCII letters and digits are words to it: a reference in another script has
 """
 
 from collections.abc import Sequence
+from functools import cache, lru_cache
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -73,9 +75,9 @@ def rouge_l_f1(predictions: Sequence[str], references: Sequence[str]) -> np.ndar
 def _scores(
     predictions: Sequence[str], references: Sequence[str], part: str, *, stemmer: bool
 ) -> np.ndarray:
-    from rouge_score import rouge_scorer, tokenizers
+    from rouge_score import rouge_scorer
 
-    tokenizer = tokenizers.DefaultTokenizer(use_stemmer=stemmer)
+    tokenizer = _tokenizer(stemmer)
     scorer = rouge_scorer.RougeScorer(["rougeL"], tokenizer=tokenizer)
     return np.array(
         [
@@ -86,3 +88,13 @@ def _scores(
         ],
         np.float64,
     )
+
+
+@cache
+def _tokenizer(stemmer: bool) -> SimpleNamespace:
+    """The library's words; a word that comes again is not stemmed again, which is most of it."""
+    from nltk.stem.porter import PorterStemmer
+    from rouge_score import tokenize
+
+    porter = SimpleNamespace(stem=lru_cache(2**16)(PorterStemmer().stem)) if stemmer else None
+    return SimpleNamespace(tokenize=lambda text: tokenize.tokenize(text, porter))

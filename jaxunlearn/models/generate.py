@@ -20,8 +20,8 @@ import numpy as np
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.adapter_algebra import choose, stacked_count
 from jaxunlearn.models.decoder_config import DecoderConfig
-from jaxunlearn.models.head import head_logits
-from jaxunlearn.models.placement import spread
+from jaxunlearn.models.head import head_logits, most_likely
+from jaxunlearn.models.placement import side_by_side, spread
 from jaxunlearn.models.transformer import (
     Block,
     Embedding,
@@ -83,7 +83,8 @@ def generate(
       sampling: how the next id is drawn.
       seed: of the random draws.
       batch_size: most prompts decoded together, rounded up so that each device gets as many; one
-        CPU decodes fewer together where that is faster (`rows_at_once`).
+        CPU decodes fewer together where that is faster (`rows_at_once`), and several such batches
+        at the same time.
       on_rows: called with the number of prompts done after each batch.
 
     Returns:
@@ -105,15 +106,15 @@ def generate(
     if mode == "plain" and (sampling.top_k or sampling.top_p < 1):
         mode = "filtered"
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
-    there = spread((params, lora))
+    there, most = spread((params, lora)), batch_size
     if there.mesh is None:
         longest = len(prompts[by_length[-1]]) + max_new_tokens
         batch_size = min(batch_size, rows_at_once(config, params, longest))
-    batches = -(-len(prompts) // batch_size)
-    size = there.batch_size(-(-len(prompts) // batches))
+    parts = -(-len(prompts) // batch_size)
+    size = there.batch_size(-(-len(prompts) // parts))
     results: list[list[int]] = [[] for _ in prompts]
-    for first in range(0, len(prompts), size):
-        rows = by_length[first : first + size]
+
+    def decode(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
         tokens, starts = _left_pad([prompts[row] for row in rows], size)
         indices = np.full(size, -1, np.int32)
         indices[: len(rows)] = rows
@@ -132,7 +133,11 @@ def generate(
             draw,
             jax.random.key(seed),
         )
-        new_tokens, counts = np.asarray(new_tokens), np.asarray(counts)
+        return np.asarray(new_tokens), np.asarray(counts)
+
+    batches = [by_length[first : first + size] for first in range(0, len(prompts), size)]
+    at_once = 1 if there.mesh else max(1, most // size)
+    for rows, (new_tokens, counts) in side_by_side(decode, batches, at_once):
         for place, row in enumerate(rows):
             results[row] = new_tokens[place, : counts[place]].tolist()
         if on_rows is not None:
@@ -299,19 +304,12 @@ def _pick(
 ) -> jax.Array:
     """Next token of every row, int32 [B]."""
     if mode == "greedy":
-        return _first_largest(logits_BV)
+        return most_likely(logits_BV)
     logits_BV = logits_BV / draw.temperature
     if mode == "filtered":
         logits_BV = _keep_likely(logits_BV, draw)
     step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
     return jax.vmap(jax.random.categorical)(step_keys_B, logits_BV).astype(jnp.int32)
-
-
-def _first_largest(values_BV: jax.Array) -> jax.Array:
-    """Argmax in two plain reductions, which XLA's CPU backend runs several times faster."""
-    last = values_BV.shape[-1] - 1
-    is_largest_BV = values_BV == jnp.max(values_BV, axis=-1, keepdims=True)
-    return jnp.min(jnp.where(is_largest_BV, jnp.arange(last + 1)[None], last), axis=-1)
 
 
 def _keep_likely(logits_BV: jax.Array, draw: _Draw) -> jax.Array:

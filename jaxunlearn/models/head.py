@@ -15,6 +15,17 @@ def head_logits(hidden: jax.Array, kernel_DV: jax.Array, softcap: float | None =
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
 
+def most_likely(logits: jax.Array) -> jax.Array:
+    """Argmax over the last axis, the first of equals; int32.
+
+    In two plain reductions, which XLA's CPU backend runs several times faster than its argmax.
+    """
+    last = logits.shape[-1] - 1
+    is_largest = logits == jnp.max(logits, axis=-1, keepdims=True)
+    place = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.min(jnp.where(is_largest, place, last), axis=-1)
+
+
 def head_log_probs(
     hidden_BTD: jax.Array,
     kernel_DV: jax.Array,

@@ -5,6 +5,9 @@ compiler then runs the same program on each device with its share of the rows. P
 already sharded over a mesh stay as they are, and the rows are dealt along the mesh's first axis.
 """
 
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -67,6 +70,36 @@ def spread_model(model: LanguageModel) -> LanguageModel:
     params, factors = spread((model.params, factors)).tree
     adapter = None if model.adapter is None else replace(model.adapter, factors=factors)
     return replace(model, params=params, adapter=adapter)
+
+
+def cores() -> int:
+    """Cores of the CPU if it is what computes, else 1."""
+    return (os.cpu_count() or 1) if jax.default_backend() == "cpu" else 1
+
+
+def side_by_side(
+    work: Callable[..., Any], batches: Iterable[Any], at_once: int
+) -> Iterator[tuple[Any, Any]]:
+    """Every batch and what the work makes of it, in their order.
+
+    On a CPU small programs leave all cores but one idle, so that as many batches are computed at
+    the same time as there are cores; elsewhere they are computed one after the other.
+
+    Args:
+      work: what is to be done with a batch, until its results are on the host.
+      batches: of any kind.
+      at_once: most batches to work on at the same time.
+    """
+    batches = list(batches)
+    at_once = min(at_once, cores())
+    if at_once == 1:
+        yield from ((batch, work(batch)) for batch in batches)
+        return
+    pool = ThreadPoolExecutor(at_once)
+    try:
+        yield from zip(batches, pool.map(work, batches), strict=True)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _is_sharded(leaf: Any) -> bool:

@@ -1,6 +1,7 @@
 """The evaluation: every row forwarded once, numbers independent of batching, limits as stated."""
 
 import dataclasses
+import threading
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.evaluation import benchmark, forward, rouge, suite
-from jaxunlearn.models import transformer
+from jaxunlearn.models import placement, transformer
 
 TEMPLATE = "Question: {question}\nAnswer:"
 SETTINGS = EvaluationConfig(max_new_tokens=8, batch_size=4)
@@ -228,8 +229,9 @@ def test_names_are_those_of_what_is_measured(tiny, world, name):
         assert set(chosen.names(part, compared=True)) == {*found.metrics, *compared}
 
 
-def test_rows_in_chunks_are_the_same_rows(tiny, world, monkeypatch):
+def test_rows_in_parts_are_the_same_rows(tiny, world, monkeypatch):
     table = encode(tiny, world.forget)
+    done = []
     whole = forward.score(tiny.config, tiny.params, table, batch_size=7, moments=True)
     sizes = []
 
@@ -238,9 +240,49 @@ def test_rows_in_chunks_are_the_same_rows(tiny, world, monkeypatch):
         return 2
 
     monkeypatch.setattr(forward, "rows_at_once", two)
-    parts = forward.score(tiny.config, tiny.params, table, batch_size=7, moments=True)
-    assert sizes  # chunks of two, two, two and one
+    options = {"batch_size": 7, "moments": True, "on_rows": done.append}
+    parts = forward.score(tiny.config, tiny.params, table, **options)
+    assert set(sizes) == {7}
+    assert {1, 2} == set(done) and sum(done) == len(table.tokens)
     for name in ("log_probs", "means", "deviations"):
         ours, theirs = (getattr(one, name) for one in (parts, whole))
         np.testing.assert_allclose(ours, theirs, atol=1e-5)
     np.testing.assert_array_equal(parts.hits, whole.hits)
+
+
+@pytest.mark.parametrize("cores", [1, 3])
+def test_batches_side_by_side_come_in_order(monkeypatch, cores):
+    """As many at a time as there are cores; each waits until all of them are at work."""
+    monkeypatch.setattr(placement.os, "cpu_count", lambda: cores)
+    together = threading.Barrier(cores, timeout=60)
+
+    def double(number):
+        together.wait()
+        return 2 * number
+
+    found = list(placement.side_by_side(double, range(6), at_once=5))
+    assert found == [(number, 2 * number) for number in range(6)]
+
+
+def test_an_error_in_one_of_the_batches_is_raised():
+    def fail(number):
+        raise KeyError(number)
+
+    with pytest.raises(KeyError):
+        list(placement.side_by_side(fail, range(6), at_once=2))
+
+
+def test_who_stops_listening_waits_for_no_further_batch(monkeypatch):
+    monkeypatch.setattr(placement.os, "cpu_count", lambda: 2)
+    begun, rest = [], threading.Event()
+
+    def work(number):
+        begun.append(number)
+        if number:
+            rest.wait(60)
+
+    batches = placement.side_by_side(work, range(100), at_once=2)
+    next(batches)
+    threading.Timer(0.2, rest.set).start()
+    batches.close()
+    assert len(begun) < 10
