@@ -118,6 +118,22 @@ def test_a_raw_answer_continues_the_question(tokenizer, question, gap, answer):
     assert tokenizer.decode(tokens[:-1]).strip() == answer
 
 
+def test_texts_are_encoded_together_as_they_are_alone():
+    """Also those that share a prompt, be it a chat's, a template's or a raw one."""
+    tokenizer = train()
+    tokenizer.chat_template = CHAT
+    texts = [
+        Text(question, answer, raw)
+        for question in ("Who is it?", "<|user|>\nWho is it?</s>\n<|assistant|>\n", "")
+        for answer in ("Ann Lee", "Bob", "")
+        for raw in (False, True)
+    ]
+    together = encode(tokenizer, texts, template=TEMPLATE, max_length=999)
+    alone = [encode(tokenizer, [text], template=TEMPLATE, max_length=999) for text in texts]
+    assert [row(together, i) for i in range(len(texts))] == [row(one) for one in alone]
+    assert encode(tokenizer, [], template=TEMPLATE, max_length=999).kept == ()
+
+
 def test_raw_rows_by_hand():
     tokenizer = train(("no merges",), 259)
     tokenizer.chat_template = CHAT

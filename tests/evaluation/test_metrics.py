@@ -93,6 +93,21 @@ def test_rouge_agrees_with_the_library():
     assert rouge.rouge_l_recall([prediction], [reference]) == [expected["rougeL"].recall]
 
 
+some_words = st.lists(
+    st.sampled_from(["write", "Writes", "writing", "identities", "identity", "as", "1st", "é"])
+).map(" ".join)
+
+
+@given(some_words, some_words)
+def test_words_that_come_again_are_stemmed_as_the_library_does(prediction, reference):
+    from rouge_score.rouge_scorer import RougeScorer
+
+    (ours,) = rouge.rouge_l_recall([prediction], [reference])
+    library = RougeScorer(["rougeL"], use_stemmer=True)
+    theirs = library.score(reference, prediction)["rougeL"].recall
+    assert np.isnan(ours) if not set(reference.split()) - {"é"} else ours == theirs
+
+
 @pytest.mark.parametrize(
     ("prediction", "reference", "precision"),
     [

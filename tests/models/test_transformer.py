@@ -100,6 +100,14 @@ def test_log_probs_are_those_of_the_softmax(params):
     np.testing.assert_allclose(log_probs[:, 1:], expected, atol=1e-5)
 
 
+def test_the_most_likely_token_is_the_first_of_equals():
+    logits = jnp.array(
+        [[[0.0, 2.0, 2.0], [1.0, 1.0, 0.0]], [[-jnp.inf, 0.0, 3.0], [5.0, 1.0, 5.0]]]
+    )
+    assert head.most_likely(logits).tolist() == jnp.argmax(logits, axis=-1).tolist()
+    assert head.most_likely(logits[0]).tolist() == [1, 0]
+
+
 def test_gradient_of_log_probs_is_that_of_autodiff(params):
     tokens, weights = tokens_of(CONFIG), jax.random.normal(jax.random.key(3), (2, 12))
 
