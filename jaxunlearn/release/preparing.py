@@ -62,7 +62,7 @@ def prepare(
         base=base,
         forget=data.forget,
         retain=data.retain,
-        questions=_questions(reveal, data),
+        questions=questions(reveal, data),
         scorer=scorers.checked(data.theme.scorer, "reveal.scorer"),
         instructions=data.theme.instructions,
         retain_table=table(data.retain, "retain"),
@@ -116,10 +116,10 @@ def check(
             "reveal.instructions: is missing, and the data has none of its own; give a file with"
             " an instruction in each line, or another reveal.proposer"
         )
-    _check_room(model, _questions(reveal, data), data.theme.instructions, reveal, experiment)
+    _check_room(model, questions(reveal, data), data.theme.instructions, reveal, experiment)
 
 
-def _questions(reveal: RevealConfig, data: UnlearningData) -> list[Text]:
+def questions(reveal: RevealConfig, data: UnlearningData) -> list[Text]:
     """What is put to the model, each once."""
     if reveal.prompts is None:
         return list(dict.fromkeys(row.text("") for row in data.forget))

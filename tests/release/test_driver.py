@@ -18,7 +18,8 @@ from jaxunlearn.models import adapter_algebra, transformer
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.peft_adapter import export_adapter
 from jaxunlearn.modules import ModuleStore, composed
-from jaxunlearn.release import driver
+from jaxunlearn.release import driver, iteration
+from jaxunlearn.release.choosing import Measured
 from jaxunlearn.release.iteration import Job
 from jaxunlearn.reveal import harvest as harvesting
 from tests.conftest import TEMPLATE
@@ -304,3 +305,37 @@ def test_a_search_over_written_instructions(tiny, world, tmp_path):
     assert {row["candidate"] for row in rows} == {one["name"] for one in done.candidates}
     # What is learned is the plain question.
     assert {row["question"] for row in rows} <= {row.question for row in world.forget}
+
+
+def test_rows_that_are_known_too_well_are_told(tiny, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(driver, "SATURATED", 100.0)
+    said = []
+    job = dataclasses.replace(job_of(tiny, world, tmp_path, iterations=1), say=said.append)
+    list(driver.release(job, ModuleStore(tmp_path / "m")))
+    assert any("hardly train the forget adapter" in text for text in said)
+
+
+def test_a_search_over_weights_takes_the_smallest_that_will_do(tiny, world, tmp_path, monkeypatch):
+    """The curve is measured at every weight of the grid, and the chosen one is subtracted."""
+    monkeypatch.setattr(iteration, "GRID", (0.2, 0.4))
+
+    def falling(job, model, number, pair=(None, None), weight=0.0):
+        return Measured(weight, 0.8 - weight, 1.0)
+
+    for module in (driver, iteration):
+        monkeypatch.setattr(module, "measure", falling)
+    (only,), _ = finished(
+        tiny, world, tmp_path, iterations=1, line_search=True, min_gain=0.5, max_drop=0.1
+    )
+    assert [point.forget_weight for point in only.curve] == [0, 0.2, 0.4]
+    assert only.chosen.forget_weight == 0.4
+    assert ModuleStore(tmp_path / "m").modules()[1].weight == -0.4
+
+
+def test_no_weight_will_do(tiny, world, tmp_path, monkeypatch):
+    monkeypatch.setattr(iteration, "GRID", (0.2,))
+    (only,), model = finished(
+        tiny, world, tmp_path, iterations=2, line_search=True, min_gain=1.0, max_drop=0.1
+    )
+    assert not only.used and "no weight forgets enough" in only.ended
+    assert difference(model, tiny) == 0
