@@ -84,6 +84,7 @@ def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:
     """With the version of a scorer of a user's own."""
     if reveal.scorer is None or not names_user_function(reveal.scorer):
         return reveal
+    user_function(reveal.scorer, key="reveal.scorer")
     return dataclasses.replace(reveal, scorer_version=file_version(reveal.scorer))
 
 

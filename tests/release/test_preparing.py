@@ -97,3 +97,6 @@ def test_the_config_knows_whether_anything_is_revealed(tmp_path):
     (tmp_path / "own.py").write_text("def score(texts):\n    return [1.0 for _ in texts]\n")
     second = resolve(Experiment(method=method, adapter=adapter, finetune=made, reveal=own))
     assert first.reveal.scorer_version != second.reveal.scorer_version
+    nowhere = RevealConfig(scorer="nowhere.py:score")
+    with pytest.raises(UserError, match=r"^reveal.scorer: .*nowhere.py"):
+        resolve(Experiment(method=method, adapter=adapter, finetune=made, reveal=nowhere))
