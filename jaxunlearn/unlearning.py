@@ -71,12 +71,20 @@ def finetune_rows(
       checkpoints: folder to save to and to resume from.
       on_steps: see `train`.
       say: called with what the user should know.
+
+    Raises:
+      UserError: none of the chosen rows is short enough.
     """
     limit = max_length(model, experiment)
     encoded = encode_rows(model, rows, experiment, limit, "training rows", say)
     # Rows that were too long are not in the table.
     wanted = set(chosen)
     places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
+    if not len(places):
+        raise UserError(
+            f"training rows: none of the {len(wanted)} chosen ones is within {limit} tokens, the"
+            " limit of the model or of data.max_length; use shorter rows or raise it"
+        )
     slots = batch_slots(training, len(places))
     seed = experiment.seed if seed is None else seed
     epochs = training.epochs if steps is None else -(-steps * slots // len(places))

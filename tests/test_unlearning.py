@@ -10,7 +10,7 @@ import pytest
 import jaxunlearn as ju
 from jaxunlearn import config as configs
 from jaxunlearn import tables
-from jaxunlearn.config import MethodConfig, SamplingConfig, StopConfig, TrainingConfig
+from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig, StopConfig, TrainingConfig
 from jaxunlearn.data import neighbours
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
 from jaxunlearn.data.pairing import pool_of
@@ -22,6 +22,7 @@ from jaxunlearn.training import diagnostics
 from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import (
     batch_slots,
+    finetune_rows,
     gradient_statistics,
     make_schedule,
     unlearn_rows,
@@ -424,3 +425,12 @@ def test_gradients_that_are_not_measured(tiny, world, method, hyper, parts, mess
     training = TrainingConfig(batch_size=4, micro_batches=parts)
     with pytest.raises(UserError, match=message):
         statistics_of(tiny, world, method, hyper, forget=3, training=training)
+
+
+def test_rows_that_are_all_too_long_are_refused(tiny, world):
+    long = dataclasses.replace(world.forget[0], answer="word " * 500)
+    rows = [*world.retain, long]
+    with pytest.raises(UserError, match=r"none of the 1 chosen ones is within 128 tokens"):
+        finetune_rows(
+            tiny, rows, [len(world.retain)], Experiment(), TrainingConfig(), say=lambda text: None
+        )
