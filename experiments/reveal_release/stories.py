@@ -1,6 +1,6 @@
 """Makes a small story model forget one child: the files of the experiment, and the experiment.
 
-    python experiments/reveal_release/stories.py --model MODEL --stories FOLDER --name Lily
+    python experiments/reveal_release/stories.py --model MODEL --stories FOLDER --child Lily
 
 FOLDER holds `stories_train.jsonl` and `stories_valid.jsonl` with a column `text` (TinyStories).
 Stories that name the child are forget rows, which only the oracle learns and the evaluation reads;
@@ -21,21 +21,21 @@ BEGINNING = 7
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     parser.add_argument("--model", required=True, help="Hugging Face folder of the story model")
     parser.add_argument("--stories", required=True, help="folder of the stories")
-    parser.add_argument("--name", default="Lily", help="the child to forget")
+    parser.add_argument("--child", default="Lily", help="who is to be forgotten")
     parser.add_argument("--files", default="stories_of", help="folder for the files made of them")
     args, overrides = parser.parse_known_args()
 
-    folder = Path(args.files) / args.name
-    counts = write_files(Path(args.stories), args.name, folder)
+    folder = Path(args.files) / args.child
+    counts = write_files(Path(args.stories), args.child, folder)
     print(", ".join(f"{count} {name} stories" for name, count in counts.items()))
     raise SystemExit(
         cli.main(
             [
                 "run", str(CONFIG), "--model.path", args.model, "--data.path", str(folder),
-                "--reveal.scorer", rf"pattern:\b{re.escape(args.name)}\b", *overrides,
+                "--reveal.scorer", rf"pattern:\b{re.escape(args.child)}\b", *overrides,
             ]
         )
     )  # fmt: skip
