@@ -24,7 +24,7 @@ from jaxunlearn.reveal.drawing import draw
 from jaxunlearn.unlearning import finetune_rows
 
 PROBES = 128
-"""Questions whose answers are scored to see what is left: spread over all."""
+"""Answers that are scored to see what is left; their questions are spread over all."""
 
 
 @dataclass(frozen=True)
@@ -172,11 +172,10 @@ def measure(
 ) -> Measured:
     """A model with a pair at work: what it says, and what it keeps."""
     now = composed(model, parts(job.settings, pair, weight)).merged()
-    count = min(PROBES, len(job.questions))
-    asked = [job.questions[i * len(job.questions) // count] for i in range(count)]
+    asked = [job.questions[i * len(job.questions) // PROBES] for i in range(PROBES)]
     answers = draw(
         now,
-        [None] * count,
+        [None] * PROBES,
         asked,
         job.reveal,
         template=job.experiment.data.template,
