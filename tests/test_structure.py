@@ -14,8 +14,8 @@ ORDER = [
     "config", "config_file", "sandbox_child", "sandbox", "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "modules",
-    "release", "evaluating", "stages", "experiment", "run_modules", "shadows", "attacks", "sweep",
-    "api", "harness", "commands", "commands_adapter", "cli",
+    "release", "dareu", "evaluating", "stages", "experiment", "run_modules", "shadows", "attacks",
+    "sweep", "api", "harness", "commands", "commands_adapter", "cli",
 ]  # fmt: skip
 
 

@@ -248,6 +248,44 @@ def model_utility(values: Mapping[str, float | None]) -> float:
     return len(numbers) / sum(1 / value for value in numbers.values())
 
 
+def tug_of_war(values: Mapping[str, float], retrained: Mapping[str, float]) -> float:
+    """How near a model comes to the retrained one on several sets at once.
+
+    `ToW = Π_i (1 - |v_i - r_i|)`
+
+    With the forget, retain and test set it is ToW; with forget and retain alone, ToW*. It says
+    nothing of sets that are not among them, nor whether answers are still language.
+
+    Args:
+      values: set to number in [0, 1], such as its mean ROUGE-L recall.
+      retrained: the same of the retrained model.
+
+    Returns:
+      A number in [0, 1]; 1 for the retrained model itself.
+
+    Raises:
+      ValueError: no set, a set that only one of them has, or a value outside [0, 1] (it is named).
+
+    Reference:
+      Zhao et al., What makes unlearning hard and what to do about it, arXiv 2406.01257 (ToW, of
+      accuracies); DareU, arXiv 2605.30919 (of ROUGE-L recall, and ToW*).
+
+    >>> original, retrained = {"forget": 0.825, "retain": 0.895}, {"forget": 0.172, "retain": 0.908}
+    >>> round(tug_of_war(original, retrained), 3)
+    0.342
+    """
+    if not values or set(values) != set(retrained):
+        raise ValueError(
+            f"tug_of_war needs the same sets of both models, found {sorted(values)} and "
+            f"{sorted(retrained)}"
+        )
+    for numbers in (values, retrained):
+        for key, value in numbers.items():
+            if not 0 <= value <= 1:
+                raise ValueError(f"tug_of_war needs numbers in [0, 1], but {key} is {value}")
+    return float(np.prod([1 - abs(values[key] - retrained[key]) for key in values]))
+
+
 def exact_memorisation(hits: np.ndarray, mask: np.ndarray, *, final_eos: bool = True) -> np.ndarray:
     """Share of the answer's tokens that greedy decoding gets right, given the true prefix.
 

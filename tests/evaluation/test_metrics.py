@@ -192,6 +192,49 @@ def test_model_utility_lies_between_the_smallest_and_the_mean(values):
     assert min(values) - 1e-12 <= utility <= np.mean(values) + 1e-12
 
 
+# Printed means of ROUGE-L recall in arXiv 2605.30919; the retrained model's first.
+TOW_ROWS = [
+    # ArXiv has no test set: ToW*. The printed value of the original model is the same.
+    ({"forget": 0.172, "retain": 0.908}, {"forget": 0.825, "retain": 0.895}, 0.342),
+    # TOFU, Qwen3-8B, DareU and the original model; printed 0.797 and 0.501.
+    (
+        {"forget": 0.375, "retain": 0.827, "test": 0.687},
+        {"forget": 0.465, "retain": 0.718, "test": 0.670},
+        0.797,
+    ),
+    (
+        {"forget": 0.375, "retain": 0.827, "test": 0.687},
+        {"forget": 0.848, "retain": 0.808, "test": 0.664},
+        0.505,
+    ),
+]
+
+
+@pytest.mark.parametrize(("retrained", "values", "expected"), TOW_ROWS)
+def test_tug_of_war_on_published_rows(retrained, values, expected):
+    assert metrics.tug_of_war(values, retrained) == pytest.approx(expected, abs=1e-3)
+    assert metrics.tug_of_war(retrained, values) == metrics.tug_of_war(values, retrained)
+    assert metrics.tug_of_war(retrained, retrained) == 1
+
+
+def test_tug_of_war_is_lost_on_one_set():
+    assert metrics.tug_of_war({"forget": 0.0, "retain": 0.7}, {"forget": 1.0, "retain": 0.7}) == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "retrained", "fault"),
+    [
+        ({}, {}, "the same sets"),
+        ({"forget": 0.5}, {"forget": 0.5, "test": 0.5}, r"\['forget'\] and \['forget', 'test'\]"),
+        ({"forget": 40.7}, {"forget": 0.5}, "forget is 40.7"),
+        ({"forget": 0.5}, {"forget": np.nan}, "forget is nan"),
+    ],
+)
+def test_tug_of_war_names_what_is_wrong(values, retrained, fault):
+    with pytest.raises(ValueError, match=fault):
+        metrics.tug_of_war(values, retrained)
+
+
 @pytest.mark.parametrize(
     ("row", "exact", "strength"),
     [
