@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.dareu import policy_losses
-from jaxunlearn.dareu.advantages import masked_mean
+from jaxunlearn.dareu.advantages import group_advantages, leave_one_out, masked_mean
 
 B, T, V = 3, 6, 5
 MASK = np.array([[0, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [0, 0, 0, 0, 0, 1]], bool)
@@ -140,6 +140,40 @@ def test_ratios_make_tokens_of_another_policy_a_fair_sample():
 
     gradient = jax.grad(objective)(jnp.array(ARMS))
     np.testing.assert_allclose(gradient, enumerated_gradient(ARMS), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("advantages_of", "share"),
+    [
+        (lambda r, mask: leave_one_out(r, mask, group_size=2), 1.0),
+        (lambda r, mask: group_advantages(r, mask, group_size=2, by_std=False), 0.5),
+    ],
+)
+def test_a_baseline_from_the_group_is_fair(advantages_of, share):
+    """All pairs of arms, weighed by their odds: the gradient, or (n - 1) / n of it."""
+    pairs = np.indices((V, V)).reshape(2, -1).T
+    p = np.exp(log_softmax(ARMS / TEMPERATURE))
+    drawn, weights = pairs.reshape(-1, 1), p[pairs].prod(-1).repeat(2)[:, None] / 2
+    mask = np.ones(len(drawn), bool)
+    advantages = advantages_of(REWARDS[drawn[:, 0]], mask)[:, None]
+
+    def objective(z):
+        log_probs = log_probs_of(jnp.broadcast_to(z, (len(drawn), 1, V)), drawn)
+        return -jnp.sum(
+            weights * policy_losses.reinforce_loss(log_probs, advantages, mask[:, None])
+        )
+
+    gradient = jax.grad(objective)(jnp.array(ARMS))
+    np.testing.assert_allclose(gradient, share * enumerated_gradient(ARMS), atol=1e-5)
+
+
+def test_a_group_of_equal_rewards_has_gradient_zero():
+    rewards = np.float32([-0.3, -0.3, -0.3])
+    advantages = group_advantages(rewards, np.ones(3, bool), group_size=3)[:, None] * MASK
+    gradient = jax.grad(lambda x: policy_losses.ppo_loss(x, draw(1, B, T), advantages, MASK).sum())(
+        draw(0, B, T)
+    )
+    assert not np.asarray(gradient).any()
 
 
 # ------------------------------------------------------------------ value, entropy, distillation
