@@ -18,27 +18,34 @@ _COLUMNS = (
 
 
 def tables(release: Mapping[str, Iterations]) -> dict[str, dict[str, Any]]:
-    """Heading to table, one for each method."""
-    return {
-        f"Iterations of {label}": {
-            "corner": "iteration",
-            "columns": _COLUMNS,
-            "rows": {str(one["number"]): _row(one, iterations) for one in iterations},
-        }
+    """Heading to a table of all iterations of all methods; without any, no table."""
+    rows = {
+        f"{label}, {one['number']}": _row(one, iterations)
         for label, iterations in release.items()
-        if iterations
+        for one in iterations
     }
+    table = {"corner": "method, iteration", "columns": _COLUMNS, "rows": rows}
+    return {"Iterations": table} if rows else {}
 
 
 def panels(release: Mapping[str, Iterations]) -> list[dict[str, str]]:
     """A panel for each method: what the model still says against the utility that it lost, a line
     for each iteration over the weight of the forget adapter, from none; the chosen point is full.
     """
-    return [
-        {"title": label, "svg": _panel(label, iterations)}
-        for label, iterations in release.items()
-        if any(one["curve"] for one in iterations)
+    drawn = {label: known for label, known in release.items() if any(one["curve"] for one in known)}
+    points = [
+        (lost(nll, known), score)
+        for known in drawn.values()
+        for one in known
+        for _, score, nll in (one["before"], *one["curve"])
     ]
+    if not points:
+        return []
+    xs, ys = zip(*points, strict=True)
+    # The same for all, so that panels can be compared.
+    room = max(0.05 * (max(xs) - min(xs)), 0.005)
+    frame = ((min(xs) - room, max(xs) + 4 * room), (0.0, 1.1 * max(ys) or 1.0))
+    return [{"title": label, "svg": _panel(label, known, *frame)} for label, known in drawn.items()]
 
 
 def lost(retain_nll: float, iterations: Iterations) -> float:
@@ -67,7 +74,9 @@ def _number(value: float | None) -> str:
     return MISSING if value is None else f"{value:.3g}"
 
 
-def _panel(label: str, iterations: Iterations) -> str:
+def _panel(
+    label: str, iterations: Iterations, across: tuple[float, float], up: tuple[float, float]
+) -> str:
     figure, axes = new_figure(4.2, 3.0)
     for one in iterations:
         color = SLOTS[(one["number"] - 1) % len(SLOTS)]
@@ -86,5 +95,6 @@ def _panel(label: str, iterations: Iterations) -> str:
             )  # fmt: skip
     axes.set_xlabel("utility lost →")
     axes.set_ylabel("score of what it says")
-    axes.set_ylim(bottom=0)
+    axes.set_xlim(*across)
+    axes.set_ylim(*up)
     return inline_svg(figure, f"what {label} still says against the utility that it lost")

@@ -78,4 +78,4 @@ def test_a_penalty_takes_the_overlap_of_what_is_read_and_not_of_what_is_written(
 @pytest.mark.slow
 def test_the_report_shows_the_iterations(run):
     page = (run[1] / "report.html").read_text()
-    assert "Iteration after iteration" in page and "Iterations of iterated" in page
+    assert "Iteration after iteration" in page and "iterated, 2" in page
