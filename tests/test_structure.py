@@ -13,8 +13,9 @@ ORDER = [
     "errors", "extras", "writing", "validation", "user_file", "config_data", "config_reveal",
     "config", "config_file", "sandbox_child", "sandbox", "data", "models",
     "methods",
-    "training", "evaluation", "tables", "unlearning", "reveal", "progress", "runs", "modules",
-    "release", "dareu", "evaluating", "stages", "experiment", "run_modules", "shadows", "attacks",
+    "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
+    "modules", "release", "dareu", "evaluating", "stages", "experiment", "run_modules", "shadows",
+    "attacks",
     "sweep", "api", "harness", "commands", "commands_adapter", "cli",
 ]  # fmt: skip
 
