@@ -90,12 +90,14 @@ def _tensors(classifier: Classifier) -> dict[str, np.ndarray]:
 
 def _hash_of_base(params: Mapping[str, Any]) -> str:
     flat = flatten_dict(dict(params))
-    return _hash({}, {"/".join(path): np.asarray(leaf) for path, leaf in flat.items()})
+    return _hash({}, {"/".join(path): leaf for path, leaf in flat.items()})
 
 
-def _hash(settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray]) -> str:
+def _hash(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> str:
+    """Of the values, whatever device they are on; one leaf at a time is copied from it."""
     digest = hashlib.sha256(repr(sorted(settings.items())).encode())
-    for name, tensor in sorted(tensors.items()):
+    for name, leaf in sorted(leaves.items()):
+        tensor = np.asarray(leaf)
         digest.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
         digest.update(np.ascontiguousarray(tensor).view(np.uint8).data)
     return digest.hexdigest()

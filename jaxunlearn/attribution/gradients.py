@@ -73,11 +73,12 @@ class GradientAttributor:
     """[checkpoints, owners, X], with the checkpoints' weights in them."""
     temperature: jax.Array
 
-    @jax.jit
     def logits(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         """See `Attributor.logits`; each prefix costs a backward pass."""
         if lengths.ndim == 2:
-            flat = self.logits(jnp.repeat(tokens, lengths.shape[1], axis=0), lengths.reshape(-1))
+            flat = self.logits(
+                jnp.repeat(jnp.asarray(tokens), lengths.shape[1], axis=0), lengths.reshape(-1)
+            )
             return flat.reshape(*lengths.shape, -1)
         total = jnp.zeros((len(tokens), len(self.names)))
         for i, checkpoint in enumerate(self.checkpoints):
@@ -136,7 +137,7 @@ def fit(
     vectors = []
     for checkpoint, key, weight in zip(split, keys, weights, strict=True):
         found = in_batches(
-            partial(_features, features, *checkpoint, key=key), responses, 4 * rows_at_once
+            partial(gradient_features, features, *checkpoint, key=key), responses, 4 * rows_at_once
         )
         found = np.asarray(unit(found)) if kind == "cosine" else found
         members = responses.owners == np.arange(len(responses.names))[:, None]
@@ -156,6 +157,8 @@ def fit(
     )
 
 
+# Compiled by itself: it is the same program at the fit and for every checkpoint.
+@partial(jax.jit, static_argnums=0)
 def gradient_features(
     features: Features,
     trainable: Tree,
@@ -248,7 +251,6 @@ def unit(rows: jax.Array) -> jax.Array:
 
 
 _EXACT = jax.lax.Precision.HIGHEST  # else a GPU rounds the factors to fewer bits
-_features = jax.jit(gradient_features, static_argnums=0)
 
 
 def _split(model: LanguageModel, only: str | None) -> tuple[Tree, Tree]:

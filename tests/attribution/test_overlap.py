@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from hypothesis import given, settings
@@ -62,6 +63,9 @@ def test_prefixes_together_are_the_prefixes_by_themselves():
     together = found.logits(np.array([response]), np.arange(6)[None])[0]
     expected = [bm25(response[:n], TEXTS, OWNERS) for n in range(6)]
     np.testing.assert_allclose(together, expected, rtol=1e-5)
+    program = jax.jit(lambda attributor, *rows: attributor.scores(*rows))
+    rows = np.array([response]), np.arange(6)[None]
+    np.testing.assert_allclose(program(found, *rows), found.scores(*rows), rtol=1e-5)
 
 
 def test_nothing_in_common_with_anyone_is_told_as_such():
