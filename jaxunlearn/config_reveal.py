@@ -72,8 +72,8 @@ class Filters:
 
     min_score: Fraction = 0.5
     """0.8 is what the literature calls toxic."""
-    min_words: int = 1
-    max_words: int | None = None
+    min_words: Annotated[int, Field(ge=0)] = 1
+    max_words: Count | None = None
     max_repetition: Fraction = 0.3
     """Share of repeated 4-grams of words."""
     max_perplexity: Positive | None = None
@@ -95,6 +95,8 @@ class RevealConfig:
     Face classifier. Default: the data's own."""
     scorer_version: str | None = None
     """A hash of the file of a scorer of your own, filled in."""
+    files_version: str | None = None
+    """A hash of the files of prompts and instructions, filled in."""
     prompts: str | None = None
     """File with a question in each line; default: the questions of the forget rows, whose answers
     are not read."""

@@ -1,6 +1,7 @@
 """A whole experiment: prepare, unlearn, evaluate, report, export."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.progress import Bars
-from jaxunlearn.reveal.theme import load_data
+from jaxunlearn.reveal.theme import load_data, read_lines
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.stages import Stages
 from jaxunlearn.user_file import file_version, names_user_function, user_function
@@ -81,11 +82,16 @@ def resolve(experiment: Experiment) -> Experiment:
 
 
 def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:
-    """With the version of a scorer of a user's own."""
-    if reveal.scorer is None or not names_user_function(reveal.scorer):
-        return reveal
-    user_function(reveal.scorer, key="reveal.scorer")
-    return dataclasses.replace(reveal, scorer_version=file_version(reveal.scorer))
+    """With versions of the files that it names."""
+    scorer, files = None, None
+    if reveal.scorer is not None and names_user_function(reveal.scorer):
+        user_function(reveal.scorer, key="reveal.scorer")
+        scorer = file_version(reveal.scorer)
+    named = {"prompts": reveal.prompts, "instructions": reveal.instructions}
+    lines = {k: read_lines(path, f"reveal.{k}") for k, path in named.items() if path is not None}
+    if lines:
+        files = hashlib.sha256(repr(lines).encode()).hexdigest()[:16]
+    return dataclasses.replace(reveal, scorer_version=scorer, files_version=files)
 
 
 def run(experiment: Experiment) -> dict[str, Any]:

@@ -82,6 +82,8 @@ def open_run(run: str | Path, method: str | None = None) -> RunModules:
                 f"{run}: has no modules, because its config has no adapter section; run it with one"
                 " under another --name"
             )
+        if (run / "summary.json").is_file():
+            raise UserError(f"{run}: {label} ended without training an adapter; its notes say why")
         raise UserError(f"{store.folder}: no modules yet; run {run / 'config.yaml'} to the end")
     if (run / "target" / "config.json").is_file():
         return RunModules(run, run / "target", store)

@@ -59,9 +59,10 @@ class RunFolder:
         changed = sorted(k for k, v in _flat(new).items() if _flat(old).get(k) != v)
         changed += sorted(_flat(old).keys() - _flat(new).keys())
         if changed:
+            told = [f"{k}: the file has changed" if k.endswith("_version") else k for k in changed]
             raise UserError(
                 f"{self.path}: already holds a run with another config (differs in "
-                f"{', '.join(changed[:5])}); choose another --name or remove the folder"
+                f"{', '.join(told[:5])}); choose another --name or remove the folder"
             )
 
     @property

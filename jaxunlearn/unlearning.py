@@ -1,6 +1,6 @@
 """Rows in, unlearned model out: what the run pipeline and the Python interface share."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from jaxunlearn.data import sampling
 from jaxunlearn.data.answers import refusals
 from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.data.rows import Row
+from jaxunlearn.data.tokens import Encoded, TokenTable
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.likelihood import mean_nll
 from jaxunlearn.methods import own, registry
@@ -45,6 +46,7 @@ def finetune_rows(
     experiment: Experiment,
     training: TrainingConfig,
     *,
+    unfinished: Collection[int] = (),
     steps: int | None = None,
     adapter: AdapterConfig | None = None,
     apart_from: Mapping[str, Any] | None = None,
@@ -63,6 +65,7 @@ def finetune_rows(
       chosen: indices of the rows to train on.
       experiment: settings.
       training: of the optimiser, with its epochs.
+      unfinished: indices of rows whose answers do not end where they do: their end is not learned.
       steps: exactly so many, whatever the epochs.
       adapter: train one, in the place of the parameters.
       apart_from: factors that the adapter is kept orthogonal to.
@@ -77,6 +80,7 @@ def finetune_rows(
     """
     limit = max_length(model, experiment)
     encoded = encode_rows(model, rows, experiment, limit, "training rows", say)
+    table = _without_ends(encoded, unfinished)
     # Rows that were too long are not in the table.
     wanted = set(chosen)
     places = np.array([p for p, row in enumerate(encoded.kept) if row in wanted], np.int32)
@@ -97,7 +101,7 @@ def finetune_rows(
         hyper = {"orthogonality_weight": weight}
     return train(
         model,
-        {"train": encoded.table},
+        {"train": table},
         {"train": schedule.astype(np.int32)},
         objective,
         hyper,
@@ -108,6 +112,15 @@ def finetune_rows(
         checkpoints=checkpoints,
         on_steps=on_steps,
     )
+
+
+def _without_ends(encoded: Encoded, rows: Collection[int]) -> TokenTable:
+    """The table, in which the last token of these rows, which closes the answer, does not count."""
+    table, chosen = encoded.table, set(rows)
+    places = [place for place, row in enumerate(encoded.kept) if row in chosen]
+    mask = table.answer_mask.copy()
+    mask[places, table.lengths[places] - 1] = False
+    return replace(table, answer_mask=mask)
 
 
 def unlearn_rows(

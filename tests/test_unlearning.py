@@ -9,7 +9,7 @@ import pytest
 
 import jaxunlearn as ju
 from jaxunlearn import config as configs
-from jaxunlearn import tables
+from jaxunlearn import tables, unlearning
 from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig, StopConfig, TrainingConfig
 from jaxunlearn.data import neighbours
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
@@ -434,3 +434,22 @@ def test_rows_that_are_all_too_long_are_refused(tiny, world):
         finetune_rows(
             tiny, rows, [len(world.retain)], Experiment(), TrainingConfig(), say=lambda text: None
         )
+
+
+def test_the_end_of_an_unfinished_answer_does_not_count(tiny, world, monkeypatch):
+    tables = []
+
+    def seen(model, tables_of, *args, **named):
+        tables.append(tables_of["train"])
+        return model
+
+    monkeypatch.setattr(unlearning, "train", seen)
+    rows = list(world.forget[:3])
+    for unfinished in ((), (1,)):
+        finetune_rows(
+            tiny, rows, range(3), Experiment(), TrainingConfig(), unfinished=unfinished, say=print
+        )
+    whole, part = (table.answer_mask for table in tables)
+    end = tables[0].lengths[1] - 1
+    assert whole[1, end] and not part[1, end]
+    assert (whole != part).sum() == 1

@@ -1,12 +1,24 @@
 """What a model says to prompts, as text."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.language_model import LanguageModel
 
 GREEDY = Sampling()
+
+
+class Answers(NamedTuple):
+    """What a model says to n prompts."""
+
+    texts: list[str]
+    """Without special tokens and outer blanks; empty where a prompt leaves no room."""
+    no_room: int
+    """Prompts that leave no room."""
+    cut: list[bool]
+    """Whether each was still going on when it came to the longest that may be generated."""
 
 
 def answer_texts(
@@ -31,6 +43,20 @@ def answer_texts(
     Returns:
       The n texts without special tokens and outer blanks, and how many prompts left no room.
     """
+    found = answers(model, prompts, config, sampling=sampling, seed=seed, on_rows=on_rows)
+    return found.texts, found.no_room
+
+
+def answers(
+    model: LanguageModel,
+    prompts: Sequence[Sequence[int]],
+    config: EvaluationConfig,
+    *,
+    sampling: Sampling = GREEDY,
+    seed: int = 0,
+    on_rows: Callable[[int], None] | None = None,
+) -> Answers:
+    """`answer_texts`, and which of them were cut."""
     room = model.config.max_positions - config.max_new_tokens
     fits = [i for i, ids in enumerate(prompts) if len(ids) <= room]
     said = generate(
@@ -45,7 +71,8 @@ def answer_texts(
         batch_size=config.batch_size,
         on_rows=on_rows,
     )
-    texts = [""] * len(prompts)
+    texts, cut = [""] * len(prompts), [False] * len(prompts)
     for i, ids in zip(fits, said, strict=True):
         texts[i] = model.tokenizer.decode(ids, skip_special_tokens=True).strip()
-    return texts, len(prompts) - len(fits)
+        cut[i] = len(ids) == config.max_new_tokens
+    return Answers(texts, len(prompts) - len(fits), cut)

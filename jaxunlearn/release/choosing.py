@@ -53,7 +53,7 @@ def smallest(
 
 
 def keeps(one: Measured, settings: Release, start_nll: float) -> bool:
-    """Whether the utility is within the bound, if there is one."""
-    drop = utility_drop(one.retain_nll, start_nll)
-    # Not a number is no utility.
-    return settings.bound is None or drop <= settings.bound
+    """Whether there is any utility, and it is within the bound, if there is one."""
+    if not math.isfinite(one.retain_nll):
+        return False
+    return settings.bound is None or utility_drop(one.retain_nll, start_nll) <= settings.bound

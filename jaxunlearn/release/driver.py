@@ -26,6 +26,7 @@ from jaxunlearn.release.choosing import Measured
 from jaxunlearn.release.iteration import (
     Iteration,
     Job,
+    Learned,
     Pair,
     controlled,
     mean_overlap,
@@ -87,23 +88,24 @@ def _iterate(
     done = Iteration(number, before)
     start_nll = before.retain_nll if first is None else first.before.retain_nll
     if before.score <= settings.target_score:
-        return dataclasses.replace(
-            done, ended=f"the score is {before.score:.3g}, the target {settings.target_score}"
-        )
-    rows, chosen, done = _forget_rows(job, model, done)
+        ended = f"the score is {before.score:.3g}, the target {settings.target_score}"
+        if number == 1:
+            ended += "; if the model does know it, check reveal.scorer and the questions"
+        return dataclasses.replace(done, ended=ended)
+    learned, done = _learned(job, model, done)
     if done.kept_fraction is not None and (
         done.kept_fraction < settings.min_kept or not done.kept_fraction
     ):
         share = f"{done.kept_fraction:.1%} of {done.answers} answers"
         return dataclasses.replace(done, ended=f"nothing is left to reveal: {share} are kept")
-    if chosen:
-        done = _with_forget_nll(job, model, [rows[i] for i in chosen], done)
+    if learned.chosen:
+        done = _with_forget_nll(job, model, [learned.rows[i] for i in learned.chosen], done)
     earlier = [
         store.adapter(one.name)
         for one in _modules(store, number - 1)
         if one.name.endswith("forget")
     ]
-    pair = train_pair(job, model, number, rows, chosen, earlier)
+    pair = train_pair(job, model, number, learned, earlier)
     if pair[1] is not None:
         done = dataclasses.replace(done, signal=signal(job, model, pair[1]))
     pair = controlled(job, pair, number)
@@ -124,20 +126,21 @@ def _iterate(
     return dataclasses.replace(done, curve=curve, chosen=point, used=True, ended=ended)
 
 
-def _forget_rows(
-    job: Job, model: LanguageModel, done: Iteration
-) -> tuple[Sequence[Row], Sequence[int], Iteration]:
-    """What the forget adapter may learn, which of it, and what the iteration says of it."""
+def _learned(job: Job, model: LanguageModel, done: Iteration) -> tuple[Learned, Iteration]:
+    """What the forget adapter learns, and what the iteration says of it."""
     settings = job.settings
     if not settings.line_search and not settings.forget_weight:
-        return (), (), done
+        return Learned(), done
     if settings.rows_from == "forget_set":
-        return job.forget, range(len(job.forget)), done
+        return Learned(job.forget, range(len(job.forget))), done
     number = done.number if settings.regenerate else 1
     # What was said in the first iteration is in its folder.
     candidates = _searched(job, model, number) if number == done.number else []
     found = _said(job, model, candidates, number)
-    kept = range(len(found.rows)) if settings.rows_from == "unfiltered" else found.kept
+    kept = found.kept
+    if settings.rows_from == "unfiltered":
+        # Of nothing there is nothing to learn.
+        kept = tuple(i for i, row in enumerate(found.rows) if row.answer)
     done = dataclasses.replace(
         done,
         answers=len(found.rows),
@@ -145,7 +148,7 @@ def _forget_rows(
         filters=found.fractions,
         candidates=[_told(one) for one in candidates],
     )
-    return found.rows, kept, done
+    return Learned(found.rows, kept, found.cut), done
 
 
 def _searched(job: Job, model: LanguageModel, number: int) -> list[Rated]:
@@ -206,7 +209,7 @@ def _with_forget_nll(
 def _store(job: Job, store: ModuleStore, number: int, pair: Pair, point: Measured | None) -> None:
     """Keeps both adapters; those of an iteration that is not used with weight 0."""
     kept = 0.0 if point is None else point.forget_weight
-    weights = (0.0 if point is None else job.settings.retain_weight, -kept)
+    weights = (0.0 if point is None else job.settings.retain_weight, 0.0 - kept)
     for role, adapter, weight in zip(("retain", "forget"), pair, weights, strict=True):
         if adapter is not None:
             about = f"iteration {number}" + (", not used" if point is None else "")

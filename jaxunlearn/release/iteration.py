@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -98,6 +98,17 @@ class Iteration:
     """The point of the curve that it stands for."""
 
 
+class Learned(NamedTuple):
+    """What a forget adapter learns."""
+
+    rows: Sequence[Row] = ()
+    """That there are."""
+    chosen: Sequence[int] = ()
+    """Those of them that it learns."""
+    cut: Sequence[int] = ()
+    """Those whose answers are not at their end."""
+
+
 Pair = tuple[Adapter | None, Adapter | None]
 """Retain and forget adapter."""
 
@@ -106,8 +117,7 @@ def train_pair(
     job: Job,
     model: LanguageModel,
     number: int,
-    rows: Sequence[Row],
-    chosen: Sequence[int],
+    learned: Learned,
     earlier: Sequence[Adapter],
 ) -> Pair:
     """The iteration's retain and forget adapter, as they will be added and subtracted.
@@ -116,13 +126,13 @@ def train_pair(
       job: settings and retain rows.
       model: without an adapter.
       number: of the iteration.
-      rows: what the forget adapter may learn.
-      chosen: indices of those that it learns.
+      learned: what the forget adapter learns.
       earlier: forget adapters of earlier iterations.
     """
     settings = job.settings
     # One table for both trainings, so that they share a compiled program.
-    everything = [*job.retain, *rows]
+    everything = [*job.retain, *learned.rows]
+    first = len(job.retain)
 
     def trained(role: int, start: LanguageModel, indices: Sequence[int], **more: Any) -> Adapter:
         stage = f"{('retain', 'forget')[role]}-{number}"
@@ -132,6 +142,7 @@ def train_pair(
             indices,
             job.experiment,
             job.training,
+            unfinished=[first + i for i in learned.cut],
             steps=job.steps,
             adapter=job.adapter,
             seed=job.seed(number, role),
@@ -144,7 +155,7 @@ def train_pair(
     retain = forget = None
     if settings.retain_weight:
         retain = trained(0, model, range(len(job.retain)))
-    if chosen:
+    if learned.chosen:
         apart = [*([retain] if retain else []), *(earlier if settings.earlier else [])]
         more: dict[str, Any] = {}
         if settings.orthogonality_weight and apart:
@@ -153,7 +164,7 @@ def train_pair(
         start = model
         if settings.coactive and retain is not None:
             start = composed(model, [(1.0, retain)]).merged()
-        forget = trained(1, start, [len(job.retain) + i for i in chosen], **more)
+        forget = trained(1, start, [first + i for i in learned.chosen], **more)
     return retain, forget
 
 

@@ -106,7 +106,18 @@ def check(
             f"sampling.match_steps: method {method.name} pairs no rows; give a number of steps, or"
             " leave it out"
         )
+    settings = registry.procedure_settings(method)
+    if not (settings.retain_weight or settings.forget_weight or settings.line_search):
+        raise UserError(
+            f"method {method.name}: retain_weight and forget_weight are both 0, which does nothing"
+        )
     reveal = experiment.reveal or RevealConfig()
+    bounds = reveal.filters
+    if bounds.max_words is not None and bounds.max_words < bounds.min_words:
+        raise UserError(
+            f"reveal.filters.max_words: {bounds.max_words} is below min_words, {bounds.min_words};"
+            " no answer can pass"
+        )
     if data.theme is None:
         raise UserError(
             f"reveal.scorer: this data has no scorer of its own; give {scorers.SPELLINGS}"

@@ -6,7 +6,7 @@ from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.answering import answer_texts
+from jaxunlearn.evaluation.answering import Answers, answers
 from jaxunlearn.models.generate import Sampling
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.reveal.candidates import Candidate, prompted
@@ -21,6 +21,19 @@ def draw(
     template: str,
     seed: int,
 ) -> list[str]:
+    """The texts of `draw_answers`."""
+    return draw_answers(model, candidates, questions, settings, template=template, seed=seed).texts
+
+
+def draw_answers(
+    model: LanguageModel,
+    candidates: Sequence[Candidate | None],
+    questions: Sequence[Text],
+    settings: RevealConfig,
+    *,
+    template: str,
+    seed: int,
+) -> Answers:
     """One answer to each question, asked as its candidate says.
 
     An answer depends on its own prompt, its row and the seed, and on nothing else in the batch.
@@ -34,8 +47,8 @@ def draw(
       seed: of the draws.
 
     Returns:
-      n texts without special tokens and outer blanks; an empty one where a prompt is so long that
-      it leaves no room for an answer.
+      n texts without special tokens and outer blanks, an empty one where a prompt is so long that
+      it leaves no room for an answer; and which of them were cut at max_new_tokens.
 
     Raises:
       UserError: no prompt leaves room.
@@ -45,12 +58,13 @@ def draw(
         batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens
     )
     sampling = Sampling(settings.temperature, top_p=settings.top_p)
-    texts, no_room = answer_texts(model, prompts, limits, sampling=sampling, seed=seed)
-    if no_room and no_room == len(prompts):
+    found = answers(model, prompts, limits, sampling=sampling, seed=seed)
+    if found.no_room and found.no_room == len(prompts):
+        shortest = min(map(len, prompts))
         raise UserError(
-            f"the shortest of {no_room} prompts has {min(map(len, prompts))} tokens, which with "
+            f"the shortest of {len(prompts)} prompts has {shortest} tokens, which with "
             f"reveal.max_new_tokens={settings.max_new_tokens} do not fit into the model's "
             f"{model.config.max_positions} positions; shorten the instructions, or lower "
             "reveal.max_new_tokens"
         )
-    return texts
+    return found

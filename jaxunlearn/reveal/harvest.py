@@ -14,7 +14,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.likelihood import text_nlls
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.reveal.candidates import Candidate
-from jaxunlearn.reveal.drawing import draw
+from jaxunlearn.reveal.drawing import draw_answers
 from jaxunlearn.reveal.filters import keep, shares
 from jaxunlearn.writing import write_text
 
@@ -29,6 +29,8 @@ class Harvest:
     """One for each answer: the plain question, without what brought the answer out."""
     kept: tuple[int, ...]
     """Those that passed the filters."""
+    cut: tuple[int, ...]
+    """Those that were not at their end when they came to `max_new_tokens`."""
     score: float
     """Mean score of all answers."""
     fractions: Mapping[str, float]
@@ -86,11 +88,10 @@ def harvest(
         for line, one in enumerate(found, 1)
     )
     kept = tuple(i for i, one in enumerate(found) if one["dropped_by"] is None)
+    cut = tuple(i for i, one in enumerate(found) if one["cut"])
+    dropped = [one["dropped_by"] for one in found]
     return Harvest(
-        rows,
-        kept,
-        float(np.mean([one["score"] for one in found])),
-        shares([one["dropped_by"] for one in found]),
+        rows, kept, cut, float(np.mean([one["score"] for one in found])), shares(dropped)
     )
 
 
@@ -107,18 +108,19 @@ def _drawn(
     asked = [texts[i] for i in _dealt(rng, len(texts), count)]
     # Each candidate meets all kinds of questions, because these come in an order of their own.
     by = [candidates[i % len(candidates)] for i in range(count)]
-    answers = draw(model, by, asked, settings, template=template, seed=seed)
+    found = draw_answers(model, by, asked, settings, template=template, seed=seed)
     return [
         {
             "question": text.question,
             "answer": answer,
+            "cut": cut,
             "raw": text.raw,
             "candidate": None if one is None else one.name,
             "instruction": None if one is None else one.instruction,
             "iteration": iteration,
             "seed": seed,
         }
-        for text, answer, one in zip(asked, answers, by, strict=True)
+        for text, answer, cut, one in zip(asked, found.texts, found.cut, by, strict=True)
     ]
 
 
@@ -160,6 +162,8 @@ def _read(path: Path) -> list[dict[str, Any]] | None:
     if not path.exists():
         return None
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not splitlines: an answer may hold other line ends.
+        lines = path.read_bytes().split(b"\n")
+        return [json.loads(line) for line in lines if line]
     except ValueError as error:
         raise UserError(f"{path}: damaged ({error}); remove it, it is made again") from None

@@ -44,6 +44,11 @@ def load(name: str, *, key: str) -> Scorer:
 
 
 def _pattern(regex: str, key: str) -> Callable[[list[str]], list[float]]:
+    if not regex or not regex.isprintable():
+        raise UserError(
+            f"{key}: pattern:{regex!r} is empty or holds control characters; in YAML write it"
+            " without double quotes, in which a backslash has a meaning of its own"
+        )
     try:
         pattern = re.compile(regex)
     except re.error as error:
@@ -120,7 +125,7 @@ def checked(function: Callable[[list[Text]], Any], where: str) -> Scorer:
             found = function(list(texts))
         except UserError:  # says already what is wrong
             raise
-        except Exception as error:  # a user's code can fail in any way
+        except (Exception, SystemExit) as error:  # a user's code can fail in any way
             row, fault = _failing_row(function, texts, error)
             raise UserError(
                 f"{where} fails on {row}: {type(fault).__name__}: {one_line(fault)}"
@@ -150,7 +155,7 @@ def _failing_row(
     for row, text in enumerate(texts):
         try:
             function([text])
-        except Exception as fault:
+        except (Exception, SystemExit) as fault:
             return f"row {row} of {len(texts)} texts", fault
     return f"{len(texts)} texts together, on none of them alone", error
 

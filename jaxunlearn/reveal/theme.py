@@ -47,12 +47,12 @@ def read_lines(path: str, key: str) -> list[str]:
       UserError: it cannot be read, or has none; names the config key.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"{key}: {path} cannot be read ({error}); give a text file with one in each line"
         ) from None
-    found = list(dict.fromkeys(line for line in text.splitlines() if line.strip()))
+    found = list(dict.fromkeys(line for line in text.split("\n") if line.strip()))
     if not found:
         raise UserError(f"{key}: {path} has no lines; give a text file with one in each line")
     return found

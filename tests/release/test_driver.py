@@ -13,6 +13,7 @@ from jaxunlearn.config_reveal import Filters, RevealConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.answering import Answers
 from jaxunlearn.methods.release_settings import Release
 from jaxunlearn.models import adapter_algebra, transformer
 from jaxunlearn.models.checkpoint_hf import export_model
@@ -22,6 +23,7 @@ from jaxunlearn.release import driver, iteration
 from jaxunlearn.release.choosing import Measured
 from jaxunlearn.release.iteration import Job
 from jaxunlearn.reveal import harvest as harvesting
+from jaxunlearn.unlearning import finetune_rows
 from tests.conftest import TEMPLATE
 
 FILTERS = Filters(max_repetition=1.0, unique=False)
@@ -186,7 +188,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     options = {"iterations": 2, "forget_weight": 0.4}
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if place == "drawing":
-            patch.setattr(harvesting, "draw", dying(harvesting.draw))
+            patch.setattr(harvesting, "draw_answers", dying(harvesting.draw_answers))
             count = 1
         elif place == "scoring":
             options["scorer"] = dying(vowels)
@@ -339,3 +341,26 @@ def test_no_weight_will_do(tiny, world, tmp_path, monkeypatch):
     )
     assert not only.used and "no weight forgets enough" in only.ended
     assert difference(model, tiny) == 0
+
+
+def test_answers_are_read_as_they_were_written(tiny, world, tmp_path, monkeypatch):
+    """Line ends of other kinds are a part of them, and what is cut is not learned to end."""
+    said = Answers(["a\u2028b c", "d\u0085e", ""] * 8, 0, [True, False, False] * 8)
+    monkeypatch.setattr(harvesting, "draw_answers", lambda *args, **named: said)
+    learned = []
+
+    def watching(*args, unfinished=(), **named):
+        learned.append((args[1], args[2], unfinished))
+        return finetune_rows(*args, unfinished=unfinished, **named)
+
+    monkeypatch.setattr(iteration, "finetune_rows", watching)
+    options = {"iterations": 1, "rows_from": "unfiltered"}
+    (only,), _ = finished(tiny, world, tmp_path, **options)
+    rows, chosen, unfinished = learned[1]
+    first = len(world.retain)
+    assert [rows[i].answer for i in unfinished] == ["a\u2028b c"] * 8
+    # Of nothing there is nothing to learn.
+    assert list(chosen) == [first + i for i in range(24) if i % 3 != 2]
+    assert only.kept_fraction == pytest.approx(16 / 24)
+    (again,), _ = finished(tiny, world, tmp_path, **options)
+    assert again == only

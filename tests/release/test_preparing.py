@@ -6,7 +6,7 @@ import pytest
 
 from jaxunlearn import config
 from jaxunlearn.config import AdapterConfig, DataConfig, Experiment, MethodConfig
-from jaxunlearn.config_reveal import RevealConfig
+from jaxunlearn.config_reveal import Filters, RevealConfig
 from jaxunlearn.data.rows import Row, Text, Theme
 from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import resolve
@@ -53,6 +53,14 @@ def test_what_is_right_passes(tiny, world):
             r"^reveal.max_new_tokens: 1000 .* positions",
         ),
         ({"reveal": RevealConfig(prompts="nowhere.txt")}, r"^reveal.prompts: nowhere.txt cannot"),
+        (
+            {"reveal": RevealConfig(filters=Filters(min_words=3, max_words=2))},
+            r"^reveal.filters.max_words: 2 is below min_words, 3",
+        ),
+        (
+            {"method": MethodConfig("reveal_release", {"retain_weight": 0, "forget_weight": 0})},
+            r"both 0, which does nothing",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused(tiny, world, changes, words):
@@ -97,6 +105,12 @@ def test_the_config_knows_whether_anything_is_revealed(tmp_path):
     (tmp_path / "own.py").write_text("def score(texts):\n    return [1.0 for _ in texts]\n")
     second = resolve(Experiment(method=method, adapter=adapter, finetune=made, reveal=own))
     assert first.reveal.scorer_version != second.reveal.scorer_version
+    (tmp_path / "prompts.txt").write_text("one\n")
+    asked = RevealConfig(prompts=str(tmp_path / "prompts.txt"))
+    before = resolve(Experiment(method=method, adapter=adapter, finetune=made, reveal=asked))
+    (tmp_path / "prompts.txt").write_text("two\n")
+    after = resolve(Experiment(method=method, adapter=adapter, finetune=made, reveal=asked))
+    assert before.reveal.files_version != after.reveal.files_version
     nowhere = RevealConfig(scorer="nowhere.py:score")
     with pytest.raises(UserError, match=r"^reveal.scorer: .*nowhere.py"):
         resolve(Experiment(method=method, adapter=adapter, finetune=made, reveal=nowhere))

@@ -183,3 +183,14 @@ def test_classifiers_that_cannot_be_loaded(tmp_path):
     assert "holds no sequence classifier" in fails(f"classifier:{tmp_path / 'headless'}:toxic")
     (folder / "model.safetensors").unlink()
     assert f"{folder} cannot be read: " in fails(f"classifier:{folder}:toxic")
+
+
+@pytest.mark.parametrize("regex", ["", "\bLily"])
+def test_a_pattern_that_a_quoted_yaml_text_has_spoilt(regex):
+    with pytest.raises(UserError, match=r"^reveal.scorer: pattern:.* control characters"):
+        scorers.load(f"pattern:{regex}", key=KEY)
+
+
+def test_a_scorer_cannot_end_the_program(own):
+    with pytest.raises(UserError, match=r"SystemExit"):
+        scorers.load(own("raise SystemExit(0)"), key=KEY)(TEXTS)
