@@ -20,9 +20,8 @@ import optax
 from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxunlearn.attribution.corruption import corrupt
-from jaxunlearn.attribution.responses import Responses, at_lengths, start_token
+from jaxunlearn.attribution.responses import Responses, at_lengths, check_readable, start_token
 from jaxunlearn.config import AdapterConfig
-from jaxunlearn.errors import UserError
 from jaxunlearn.models import lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.language_model import LanguageModel
@@ -84,7 +83,7 @@ class Classifier:
     def probabilities(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         """Of all classes, float32 [B, C] or [B, K, C]; they sum to 1.
 
-        DareU's fix against incoherent answers scores owner i with `p[..., i] + p[..., -1]`.
+        A reward that is not to be won by incoherence takes `p[..., i] + p[..., -1]` for owner i.
         """
         return jax.nn.softmax(self.logits(tokens, lengths) / self.temperature)
 
@@ -113,7 +112,7 @@ def train(
       UserError: a token that the model does not have, or answers longer than its limit.
     """
     base = base.merged()
-    _check(base.config, responses)
+    check_readable(base.config, responses)
     classes = len(responses.names) + bool(settings.incoherent_rows)
     key_adapter, key_steps = jax.random.split(jax.random.key(seed))
     factors = lora.init(
@@ -151,20 +150,6 @@ def _logits(
     hidden_BTD = transformer.hidden_states(config, params, tokens, lora=factors)
     last = at_lengths(hidden_BTD.astype(jnp.float32), lengths)
     return last @ head["kernel"] + head["bias"].reshape((1,) * (last.ndim - 1) + (-1,))
-
-
-def _check(config: DecoderConfig, responses: Responses) -> None:
-    largest, width = int(responses.tokens.max()), responses.tokens.shape[1] + 1
-    if largest >= config.vocab_size:
-        raise UserError(
-            f"attribution: the responses have token id {largest}, but the classifier's model has "
-            f"ids 0 to {config.vocab_size - 1}; take a model with the tokenizer of the responses"
-        )
-    if width > config.max_positions:
-        raise UserError(
-            f"attribution: a response with its start token has {width} tokens, and the "
-            f"classifier's model takes {config.max_positions}; leave longer ones out"
-        )
 
 
 def _schedule(

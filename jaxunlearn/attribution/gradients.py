@@ -27,6 +27,7 @@ import numpy as np
 from jaxunlearn.attribution.responses import (
     Responses,
     calibrated,
+    check_readable,
     in_batches,
     random_prefixes,
     start_token,
@@ -122,7 +123,7 @@ def fit(
       seed: of the projections and the prefixes.
 
     Raises:
-      UserError: `only` matches nothing.
+      UserError: `only` matches nothing, or the model cannot read the responses.
       ValueError: trak without a projection, or not as many weights as checkpoints.
     """
     if kind == "trak" and dim is None:
@@ -131,6 +132,7 @@ def fit(
     if len(weights) != len(checkpoints):
         raise ValueError(f"{len(weights)} weights for {len(checkpoints)} checkpoints")
     first = checkpoints[0]
+    check_readable(first.config, responses)
     features = Features(first.config, start_token(first.tokenizer), dim, rows_at_once)
     split = tuple(_split(model, only) for model in checkpoints)
     keys = jax.random.split(jax.random.key(seed), len(split))

@@ -17,6 +17,7 @@ from scipy.optimize import minimize_scalar
 
 from jaxunlearn.data.tokens import TokenTable
 from jaxunlearn.errors import UserError
+from jaxunlearn.models.decoder_config import DecoderConfig
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,25 @@ def from_table(table: TokenTable, owners: Sequence[str]) -> Responses:
         tokens[i, : len(row)] = row
     place = {name: i for i, name in enumerate(names)}
     return Responses(tokens, lengths, np.array([place[o] for o in owners], np.int32), names)
+
+
+def check_readable(config: DecoderConfig, responses: Responses) -> None:
+    """Refuses responses that an attributor's model cannot read.
+
+    Raises:
+      UserError: a token that the model does not have, or more tokens than its limit.
+    """
+    largest, width = int(responses.tokens.max()), responses.tokens.shape[1] + 1
+    if largest >= config.vocab_size:
+        raise UserError(
+            f"attribution: the responses have token id {largest}, but the attributor's model has "
+            f"ids 0 to {config.vocab_size - 1}; take a model with the tokenizer of the responses"
+        )
+    if width > config.max_positions:
+        raise UserError(
+            f"attribution: a response with its start token has {width} tokens, and the "
+            f"attributor's model takes {config.max_positions}; leave longer ones out"
+        )
 
 
 def random_prefixes(responses: Responses, *, seed: int) -> Responses:

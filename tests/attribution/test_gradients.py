@@ -14,6 +14,7 @@ from jaxunlearn.attribution import gradients
 from jaxunlearn.attribution.gradients import Features, fit, gradient_features, precondition, project
 from jaxunlearn.attribution.reports import accuracy, masking_curve
 from jaxunlearn.attribution.responses import in_batches, random_prefixes
+from jaxunlearn.errors import UserError
 from jaxunlearn.models import lora, transformer
 
 ONLY = "layers/1/mlp/down"  # few parameters, so that whole gradients are small
@@ -225,3 +226,8 @@ def test_owners_of_known_answers_are_found_and_masked_words_lower_the_score(
 def test_settings_that_do_not_fit_are_refused(tiny, few, settings, fault):
     with pytest.raises(ValueError, match=fault):
         fit([tiny], few, **settings)
+
+
+def test_responses_that_the_model_cannot_read_are_refused(tiny, few):
+    with pytest.raises(UserError, match="token id"):
+        fit([tiny], dataclasses.replace(few, tokens=few.tokens + 10**4))
