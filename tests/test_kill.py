@@ -140,12 +140,11 @@ def test_modules_killed_while_they_are_written(tmp_path):
     config = {**CONFIG, "requests": asked, "adapter": {"rank": 3}}
     moments = {
         # Or just after: a look may come too late for what lasts milliseconds.
-        "while the target is written": lambda run: (
-            any(run.glob(".target.*.tmp")) or (run / "target").is_dir()
+        "while the target is written": lambda run: any(
+            [*run.glob(".target.*.tmp"), *run.glob("target")]
         ),
-        "while the first module is written": lambda run: (
-            any(run.glob("modules/npo/.request_1.*.tmp"))
-            or (run / "modules/npo/request_1").is_dir()
+        "while the first module is written": lambda run: any(
+            [*run.glob("modules/npo/.request_1.*.tmp"), *run.glob("modules/npo/request_1")]
         ),
         "between the second module and its line": lambda run: (
             run / "modules/npo/request_2"
