@@ -10,6 +10,8 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from jaxunlearn.config_adapter import AdapterConfig
+from jaxunlearn.config_attribution import AttributionConfig
 from jaxunlearn.config_data import DataConfig
 from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.validation import (
@@ -94,24 +96,6 @@ class TrainingConfig:
     def __post_init__(self):
         if self.batch_size % self.micro_batches:
             raise ValueError("batch_size must be a multiple of micro_batches")
-
-
-@dataclass(frozen=True, config=STRICT)
-class AdapterConfig:
-    """Low-rank adapters on the linear layers; the scale of the branch is alpha / rank."""
-
-    rank: Count = 8
-    alpha: Positive = 16.0
-    rslora: bool = False
-    """Rank-stabilised: the scale is alpha / sqrt(rank)."""
-    targets: str | None = None
-    """Regular expression over the kernels' paths, such as attention/(q|v), or layers/5/ for one
-    layer; default: every linear layer."""
-
-    @property
-    def scale(self) -> float:
-        """What the branch is multiplied by."""
-        return self.alpha / (self.rank**0.5 if self.rslora else self.rank)
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -272,6 +256,9 @@ class Experiment:
     """Chooses the result among the states of an unlearning; default: the last one."""
     reveal: RevealConfig | None = None
     """For methods that make their forget rows themselves; default: as such a method has it."""
+    attribution: AttributionConfig | None = None
+    """Whose training texts a response comes from; for methods that reward by it and suites that
+    measure it; default: as they have it."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
     def __post_init__(self):

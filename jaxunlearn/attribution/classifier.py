@@ -17,38 +17,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from pydantic.dataclasses import dataclass as checked_dataclass
 
 from jaxunlearn.attribution.corruption import corrupt
 from jaxunlearn.attribution.responses import Responses, at_lengths, check_readable, start_token
-from jaxunlearn.config import AdapterConfig
+from jaxunlearn.config_attribution import ClassifierSettings
 from jaxunlearn.models import lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.validation import STRICT, Count, Fraction, NonNegative, Positive, Whole
 
 Tree = Mapping[str, Any]
-
-
-@checked_dataclass(frozen=True, config=STRICT)
-class ClassifierSettings:
-    """How a classifier is trained; the defaults are the paper's but for the prefixes."""
-
-    adapter: AdapterConfig = AdapterConfig(rank=16, alpha=32.0)
-    epochs: Count = 5
-    """Passes over the rows of the owner that has the most of them; others' come more often."""
-    rows_per_owner: Count = 1
-    """In every step, of each owner."""
-    learning_rate: Positive = 1e-4
-    """AdamW's; constant."""
-    weight_decay: NonNegative = 0.0
-    clip_norm: Positive = 1.0
-    """Most norm of a gradient."""
-    prefix_share: Fraction = 0.5
-    """Of the rows in a step; they are cut to a random prefix, as prefixes are what is scored."""
-    incoherent_rows: Whole = 0
-    """In every step, beside the owners': corrupted answers, of a class of their own. 0: there is no
-    such class."""
 
 
 @jax.tree_util.register_dataclass

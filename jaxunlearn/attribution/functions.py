@@ -1,0 +1,81 @@
+"""Attribution functions by their settings: from a config to a fitted one."""
+
+from dataclasses import replace
+
+import numpy as np
+
+from jaxunlearn.attribution import classifier, gradients, overlap
+from jaxunlearn.attribution.reports import accuracy
+from jaxunlearn.attribution.responses import (
+    Attributor,
+    Responses,
+    calibrated,
+    in_batches,
+    random_prefixes,
+)
+from jaxunlearn.config_attribution import FunctionConfig
+from jaxunlearn.errors import UserError
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.loading import load_model
+
+_GRADIENTS = {"tracin": "dot", "tracin_cosine": "cosine", "trak": "trak"}
+
+
+def fitted(
+    settings: FunctionConfig, model: LanguageModel, responses: Responses, *, seed: int = 0
+) -> Attributor:
+    """The function, fitted to training answers and calibrated on prefixes of them.
+
+    Args:
+      settings: its kind and what belongs to it.
+      model: the one that is to forget.
+      responses: ground-truth answers of all owners.
+      seed: the experiment's.
+
+    Raises:
+      UserError: the model of a classifier cannot be loaded or cannot read the responses.
+    """
+    seed += settings.seed
+    if settings.kind == "overlap":
+        return overlap.fit(responses, seed=seed)
+    if settings.kind != "classifier":
+        return gradients.fit(
+            [model], responses, kind=_GRADIENTS[settings.kind], dim=settings.dimension, seed=seed
+        )
+    base = model if settings.model is None else load_model(settings.model)
+    shown = with_noise(responses, settings.label_noise, seed=seed)
+    found, _ = classifier.train(base, shown, settings.classifier, seed=seed)
+    return calibrated(found, random_prefixes(shown, seed=seed))
+
+
+def with_noise(responses: Responses, share: float, *, seed: int) -> Responses:
+    """The responses, of which a share is given an owner at random, maybe the right one."""
+    rng = np.random.default_rng((seed, 1))
+    drawn = rng.integers(0, len(responses.names), len(responses)).astype(np.int32)
+    changed = rng.random(len(responses)) < share
+    return replace(responses, owners=np.where(changed, drawn, responses.owners))
+
+
+def check_accuracy(
+    attributor: Attributor, responses: Responses, least: float, *, where: str
+) -> float:
+    """Share of training answers whose owner the function names.
+
+    Args:
+      attributor: of the owners of the responses.
+      responses: ground-truth answers.
+      least: below this it is refused.
+      where: which function, for the fault.
+
+    Raises:
+      UserError: it names fewer; says how many.
+    """
+    found = accuracy(in_batches(attributor.scores, responses, 64), responses.owners)
+    if found < least:
+        raise UserError(
+            f"{where}: names the owner of {found:.1%} of the {len(responses)} training answers,"
+            f" less than attribution.min_accuracy, {least:.1%}; train it longer"
+            " (classifier.epochs, classifier.learning_rate), take another kind, or set"
+            " attribution.min_accuracy: 0 to go on with it"
+        )
+    return found
