@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
+from jaxunlearn.config_attribution import AttributionConfig
 from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
@@ -58,14 +59,15 @@ def resolve(experiment: Experiment) -> Experiment:
             f"stop.metric: suite {experiment.evaluation.suite} has no model_utility to stop at; use"
             " retain_nll"
         )
-    reveals = any(
-        one.name in registry.PROCEDURES for one in (*experiment.baselines, experiment.method)
-    )
-    if experiment.reveal is not None and not reveals:
+    kinds = {registry.kind_of(one.name) for one in (*experiment.baselines, experiment.method)}
+    if experiment.reveal is not None and "rounds" not in kinds:
         raise UserError(
-            f"reveal: no method of this run makes its forget rows itself, as"
-            f" {', '.join(registry.PROCEDURES)} does; remove it"
+            "reveal: no method of this run makes its forget rows itself, as reveal_release does;"
+            " remove it"
         )
+    attribution = experiment.attribution
+    if attribution is None and "reward" in kinds:
+        attribution = AttributionConfig()
     version = None if embedder is None else file_version(embedder)
     evaluation = dataclasses.replace(
         experiment.evaluation,
@@ -76,7 +78,8 @@ def resolve(experiment: Experiment) -> Experiment:
         experiment,
         method=registry.resolve(experiment.method),
         baselines=tuple(registry.resolve(method) for method in experiment.baselines),
-        reveal=_resolved_reveal(experiment.reveal or RevealConfig()) if reveals else None,
+        reveal=_resolved_reveal(experiment.reveal or RevealConfig()) if "rounds" in kinds else None,
+        attribution=attribution,
         evaluation=evaluation,
     )
 
@@ -110,6 +113,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     with Bars() as bars:
         work = Stages(experiment, folder, bars)
         target = work.judge = work.target()
+        work.attribute(target)
         evaluations = {"target": work.evaluate("target", target)}
         retrained = work.retrained()
         if retrained is not None:

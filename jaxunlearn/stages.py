@@ -10,7 +10,10 @@ from typing import Any, TypeVar
 
 from jaxunlearn import config as configs
 from jaxunlearn import config_file
+from jaxunlearn.attribution import of_run
+from jaxunlearn.attribution.of_run import Attributions
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
+from jaxunlearn.dareu import preparing as rewarding
 from jaxunlearn.data import requests
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
@@ -60,6 +63,8 @@ class Stages:
         self.notes: list[str] = []
         self.judge: LanguageModel | None = None
         """The model before unlearning, once it is there; it embeds the texts of all models."""
+        self.attributions: Attributions | None = None
+        """Once they are fitted, if this run has any."""
         self._target_at: str | Path | None = None
         self._looked: tuple[weakref.ref[LanguageModel], Table] | None = None
         self.data = load_data(experiment)
@@ -93,8 +98,10 @@ class Stages:
             found = encode_rows(self.base, rows, settings, self.limit, name, self._note)
             usable |= {rows[i] for i in found.kept}
         for method in (*settings.baselines, settings.method):
-            if method.name in registry.PROCEDURES:
-                preparing.check(self.base, self.data, settings, method)
+            kind = registry.kind_of(method.name)
+            if kind != "loss":
+                check = {"rounds": preparing.check, "reward": rewarding.check}[kind]
+                check(self.base, self.data, settings, method)
                 continue
             check_method(self.base, method)
             for part in self.requests or [self.data]:
@@ -117,6 +124,22 @@ class Stages:
         rows = self._all_rows()
         return self._finetuned("target", self.experiment.finetune, list(range(len(rows))))
 
+    def attribute(self, target: LanguageModel) -> None:
+        """Fits the attribution functions, if the run has any."""
+        if self.experiment.attribution is None:
+            return
+        with self.bars.stage("attribution", passing=True):
+            self.attributions = self._timed(
+                "attribution training",
+                lambda: of_run.fit(
+                    target,
+                    self.data,
+                    self.experiment,
+                    folder=self.folder.path / "attribution",
+                    say=self._note,
+                ),
+            )
+
     def retrained(self) -> LanguageModel | None:
         """The reference that never saw the forget rows: given, trained, or None."""
         if self.experiment.model.retrained is not None:
@@ -131,7 +154,7 @@ class Stages:
     ) -> tuple[LanguageModel, list[Evaluation]]:
         """The target after one method, and its evaluation; after each request if there are some, or
         after each iteration of a procedure."""
-        if method.name in registry.PROCEDURES:
+        if registry.kind_of(method.name) == "rounds":
             return self._released(label, target, method)
         after = []
         for number, trained in enumerate(self.unlearned(label, target, method), 1):
@@ -209,10 +232,18 @@ class Stages:
         forget: Sequence[Row],
         retain: Sequence[Row],
     ) -> LanguageModel:
+        by_loss = {
+            "utility": lambda model: value_of(self._look(model), UTILITY),
+            "selection": self._selection(stage),
+        }
+        if registry.kind_of(method.name) == "reward":
+            work, options = rewarding.reward_rows, {"attributions": self.attributions}
+        else:
+            work, options = unlearn_rows, by_loss
         with self.bars.stage(stage) as bar:
             return self._timed(
                 f"{stage} training",
-                lambda: unlearn_rows(
+                lambda: work(
                     start,
                     forget,
                     retain,
@@ -221,9 +252,8 @@ class Stages:
                     checkpoints=self.folder.checkpoints(stage),
                     on_steps=self._logger(stage, bar.steps),
                     on_schedule=partial(self.folder.write_schedule, stage),
-                    utility=lambda model: value_of(self._look(model), UTILITY),
-                    selection=self._selection(stage),
                     say=self._note,
+                    **options,
                 ),
             )
 

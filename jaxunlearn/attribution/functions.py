@@ -42,10 +42,19 @@ def fitted(
         return gradients.fit(
             [model], responses, kind=_GRADIENTS[settings.kind], dim=settings.dimension, seed=seed
         )
-    base = model if settings.model is None else load_model(settings.model)
+    base = base_of(settings, model)
     shown = with_noise(responses, settings.label_noise, seed=seed)
     found, _ = classifier.train(base, shown, settings.classifier, seed=seed)
     return calibrated(found, random_prefixes(shown, seed=seed))
+
+
+def base_of(settings: FunctionConfig, model: LanguageModel) -> LanguageModel:
+    """What a classifier is made of: a model of its own, or the one that is to forget.
+
+    Raises:
+      UserError: it cannot be loaded.
+    """
+    return model if settings.model is None else load_model(settings.model)
 
 
 def with_noise(responses: Responses, share: float, *, seed: int) -> Responses:

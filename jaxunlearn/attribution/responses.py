@@ -88,17 +88,23 @@ def from_table(table: TokenTable, owners: Sequence[str]) -> Responses:
     names = tuple(dict.fromkeys(owners))
     if len(names) < 2:
         raise UserError(f"attribution: needs rows of at least 2 owners, got {len(names)}")
-    rows = [tokens[mask] for tokens, mask in zip(table.tokens, table.answer_mask, strict=True)]
-    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens, lengths = answers_of(table)
     for row, (owner, length) in enumerate(zip(owners, lengths, strict=True), start=1):
         if not owner or not length:
             fault = "an answer token" if owner else "an owner (its entity)"
             raise UserError(f"attribution: row {row} lacks {fault}; add it or leave the row out")
-    tokens = np.zeros((len(rows), lengths.max()), np.int32)
-    for i, row in enumerate(rows):
-        tokens[i, : len(row)] = row
     place = {name: i for i, name in enumerate(names)}
     return Responses(tokens, lengths, np.array([place[o] for o in owners], np.int32), names)
+
+
+def answers_of(table: TokenTable) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n, T], right-padded, and lengths [n] of the answers of a table."""
+    rows = [tokens[mask] for tokens, mask in zip(table.tokens, table.answer_mask, strict=True)]
+    lengths = np.array([len(row) for row in rows], np.int32)
+    tokens = np.zeros((len(rows), lengths.max(initial=1)), np.int32)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = row
+    return tokens, lengths
 
 
 def check_readable(config: DecoderConfig, responses: Responses) -> None:

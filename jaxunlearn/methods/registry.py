@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass as validated
 from jaxunlearn.config import MethodConfig
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods import arithmetic, compat, logit_losses, losses
+from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.methods.orthogonality import Penalty
 from jaxunlearn.methods.own import Loss, check_parameters
 from jaxunlearn.methods.release_settings import Release
@@ -176,12 +177,18 @@ class Procedure:
     """A dataclass of its hyper-parameters."""
     summary: str
     source: str
+    kind: Literal["rounds", "reward"]
+    """It gives a model after each of several rounds, or is one training by a reward."""
 
 
 PROCEDURES: Mapping[str, Procedure] = {
     "reveal_release": Procedure(
         Release, "adapters learn what the model itself reveals, and are subtracted",
-        "arXiv 2509.14624",
+        "arXiv 2509.14624", "rounds",
+    ),
+    "dareu": Procedure(
+        DareU, "a reward for answers that are not attributed to whom it should forget",
+        "arXiv 2605.30919", "reward",
     ),
 }  # fmt: skip
 RETAIN_LOSSES: Mapping[str, Loss | None] = {
@@ -196,6 +203,11 @@ FINETUNE = Objective("finetune", (Term("train", losses.nll),))
 """Plain training: the mean NLL of the answer tokens."""
 REINFORCE = Objective("reinforced", (Term("forget", losses.nll),))
 """Training on the forget rows, for methods that compare with what that makes of a model."""
+
+
+def kind_of(method: str) -> Literal["loss", "rounds", "reward"]:
+    """What kind of work a method of this name is."""
+    return PROCEDURES[method].kind if method in PROCEDURES else "loss"
 
 
 def method(

@@ -99,7 +99,7 @@ def generate(
         _check_choice(lora, choice, len(prompts))
     if not prompts or max_new_tokens == 0:
         return [[] for _ in prompts]
-    draw = _Draw(
+    draw = Draw(
         jnp.float32(sampling.temperature), jnp.int32(sampling.top_k), jnp.float32(sampling.top_p)
     )
     mode = "greedy" if sampling.temperature == 0 else "plain"
@@ -114,15 +114,15 @@ def generate(
     size = there.batch_size(-(-len(prompts) // parts))
     results: list[list[int]] = [[] for _ in prompts]
 
-    def decode(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
-        tokens, starts = _left_pad([prompts[row] for row in rows], size)
+    def work(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+        tokens, starts = left_pad([prompts[row] for row in rows], size, _width(prompts, rows))
         indices = np.full(size, -1, np.int32)
         indices[: len(rows)] = rows
         chosen = None
         if choice is not None:
             chosen = np.full(size, -1, np.int32)
             chosen[: len(rows)] = [choice[row] for row in rows]
-        new_tokens, counts = _decode(
+        new_tokens, counts = decode(
             config,
             -(-max_new_tokens // _NARROWEST) * _NARROWEST,
             mode,
@@ -137,7 +137,7 @@ def generate(
 
     batches = [by_length[first : first + size] for first in range(0, len(prompts), size)]
     at_once = 1 if there.mesh else max(1, most // size)
-    for rows, (new_tokens, counts) in side_by_side(decode, batches, at_once):
+    for rows, (new_tokens, counts) in side_by_side(work, batches, at_once):
         for place, row in enumerate(rows):
             results[row] = new_tokens[place, : counts[place]].tolist()
         if on_rows is not None:
@@ -158,7 +158,7 @@ def rows_at_once(config: DecoderConfig, params: Params, length: int) -> int:
     return max(1, most // (values * jnp.dtype(config.dtype).itemsize))
 
 
-class _Draw(NamedTuple):
+class Draw(NamedTuple):
     """The numbers of a `Sampling`, traced so that changing them does not recompile."""
 
     temperature: jax.Array
@@ -178,7 +178,7 @@ class _Progress(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _decode(
+def decode(
     config: DecoderConfig,
     room: int,
     mode: str,
@@ -190,10 +190,30 @@ def _decode(
     choice_B: jax.Array | None,
     limit: jax.Array,
     stop_tokens: jax.Array,
-    draw: _Draw,
+    draw: Draw,
     key: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
-    """New tokens [B, room] and how many of them count; rows with a negative index are padding."""
+    """Continues left-padded prompts; jitted, and also a part of larger jitted programs.
+
+    Args:
+      config: the model's shape.
+      room: columns for new tokens.
+      mode: greedy, plain or filtered (by top k and top p).
+      params: parameters.
+      lora: adapter tree, already scaled, or None.
+      tokens_BT: int32 [B, T], padded on the left.
+      starts_B: int32 [B], the column where each prompt begins.
+      rows_B: int32 [B], what each row's random draws derive from; a negative one is padding.
+      choice_B: int32 [B], each row's adapter of stacked ones; None: there is one for all.
+      limit: int32, most new tokens, at most `room`.
+      stop_tokens: int32 [S], ids that end a continuation.
+      draw: how the next token is drawn.
+      key: of the draws.
+
+    Returns:
+      New tokens [B, room], and how many of them stand before the first stop token [B]; behind it is
+      whatever would have followed.
+    """
     batch, width = tokens_BT.shape
     lora = lora if choice_B is None else choose(lora, choice_B)
     layers = list(
@@ -300,7 +320,7 @@ def forward_cached(
 
 
 def _pick(
-    mode: str, logits_BV: jax.Array, draw: _Draw, keys_B: jax.Array, step: jax.Array
+    mode: str, logits_BV: jax.Array, draw: Draw, keys_B: jax.Array, step: jax.Array
 ) -> jax.Array:
     """Next token of every row, int32 [B]."""
     if mode == "greedy":
@@ -312,7 +332,7 @@ def _pick(
     return jax.vmap(jax.random.categorical)(step_keys_B, logits_BV).astype(jnp.int32)
 
 
-def _keep_likely(logits_BV: jax.Array, draw: _Draw) -> jax.Array:
+def _keep_likely(logits_BV: jax.Array, draw: Draw) -> jax.Array:
     """Logits with those outside the top k, then outside the nucleus, at -inf.
 
     Reference: Holtzman et al., "The Curious Case of Neural Text Degeneration", arXiv:1904.09751.
@@ -329,18 +349,26 @@ def _keep_likely(logits_BV: jax.Array, draw: _Draw) -> jax.Array:
     return jnp.where(logits_BV < least_B1, -jnp.inf, logits_BV)
 
 
-def _left_pad(prompts: list[Sequence[int]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [size, width] with prompts at the right edge, and where each begins [size]."""
-    longest = max(map(len, prompts))
-    width = _NARROWEST
-    while width < longest:
-        width *= 2
+def left_pad(
+    prompts: Sequence[Sequence[int]], size: int, width: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [size, width] with prompts at the right edge, and where each begins [size]; rows
+    without a prompt have a token of padding."""
     tokens = np.zeros((size, width), np.int32)
     starts = np.full(size, width - 1, np.int32)
     for row, prompt in enumerate(prompts):
         starts[row] = width - len(prompt)
         tokens[row, starts[row] :] = prompt
     return tokens, starts
+
+
+def _width(prompts: Sequence[Sequence[int]], rows: Sequence[int]) -> int:
+    """The narrowest of a few widths that holds these prompts."""
+    longest = max(len(prompts[row]) for row in rows)
+    width = _NARROWEST
+    while width < longest:
+        width *= 2
+    return width
 
 
 def _check_prompts(

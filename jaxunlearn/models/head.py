@@ -31,11 +31,14 @@ def head_log_probs(
     kernel_DV: jax.Array,
     targets_BT: jax.Array,
     softcap: float | None = None,
+    temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """log p(target) at every position [B, T], in parts along T where the logits would be large."""
+    """log p(target) at every position [B, T], in parts along T where the logits would be large;
+    p is of logits divided by the temperature."""
 
     def of_part(hidden: jax.Array, targets: jax.Array) -> jax.Array:
         logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel_DV, softcap)
+        logits_XV = logits_XV / temperature
         return _target_log_probs(logits_XV, targets.reshape(-1)).reshape(targets.shape)
 
     batch, time = targets_BT.shape

@@ -97,9 +97,7 @@ def update(
     if spec.objective.dual is not None:
         dual = _call(spec.objective.dual, state.dual, losses["retain"], hyper=hyper)
 
-    norm = optax.tree.norm(grads)
-    clip = jnp.minimum(1.0, hyper["clip_norm"] / jnp.maximum(norm, 1e-12))
-    grads = jax.tree.map(lambda g: g * clip, grads)
+    grads, norm = clip_by_norm(grads, hyper["clip_norm"])
     rate = learning_rate(state.step, hyper, spec.decay)
     hessian = None
     if optimizer.estimate is not None:
@@ -162,6 +160,13 @@ def gather(table: Rows, index: jax.Array) -> Rows:
     return dataclasses.replace(rows, mask=rows.mask & (index >= 0)[:, None])
 
 
+def clip_by_norm(grads: Tree, most: jax.Array) -> tuple[Tree, jax.Array]:
+    """Gradients scaled down to a global norm of `most`, and the norm that they had."""
+    norm = optax.tree.norm(grads)
+    by = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * by, grads), norm
+
+
 def learning_rate(step: jax.Array, hyper: Mapping[str, Any], decay: str) -> jax.Array:
     """Linear warm-up to `learning_rate`, then `decay` to zero at `total_steps`."""
     warmup = (step + 1) / jnp.maximum(hyper["warmup_steps"], 1)
@@ -173,10 +178,17 @@ def learning_rate(step: jax.Array, hyper: Mapping[str, Any], decay: str) -> jax.
     return hyper["learning_rate"] * jnp.minimum(warmup, shape)
 
 
-def _accumulate(
-    loss_fn: Callable, trainable: Tree, batch: Mapping[str, Rows], parts: int
-) -> tuple[tuple[jax.Array, Metrics], Tree]:
-    """Value and gradient of a loss that is a sum over rows, in `parts` passes."""
+def accumulate(
+    loss_fn: Callable[..., Any], trainable: Tree, batch: Any, parts: int
+) -> tuple[tuple[jax.Array, Any], Tree]:
+    """Value and gradient of a loss that is a sum over rows, in `parts` passes.
+
+    Args:
+      loss_fn: (trainable, batch) to the loss, and more that is a sum over rows.
+      trainable: what the gradient is taken of.
+      batch: a tree of arrays whose first axes are divisible by `parts`.
+      parts: passes.
+    """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if parts == 1:
         return value_and_grad(trainable, batch)
@@ -185,7 +197,7 @@ def _accumulate(
     shapes = jax.eval_shape(value_and_grad, trainable, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-    def add(total: Any, part: Mapping[str, Rows]) -> tuple[Any, None]:
+    def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(trainable, part)), None
 
     return jax.lax.scan(add, zeros, split)[0]
@@ -202,7 +214,7 @@ def _gradients(
     if spec.objective.rectify is None:
         counts = {group: _counts(rows.mask) for group, rows in batch.items()}
         loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
-        found = _accumulate(loss_fn, trainable, batch, spec.micro_batches)
+        found = accumulate(loss_fn, trainable, batch, spec.micro_batches)
         if spec.objective.orthogonality is None:
             return found
         return _kept_apart(spec, found, trainable["lora"], frozen["apart_from"], hyper)
@@ -259,7 +271,7 @@ def term_gradients(
     counts = {group: _counts(rows.mask) for group, rows in batch.items()}
     loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper, weights=ones)
     return {
-        name: _accumulate(loss_fn, trainable, part, spec.micro_batches)
+        name: accumulate(loss_fn, trainable, part, spec.micro_batches)
         for name, part in parts.items()
     }
 

@@ -23,7 +23,7 @@ from jaxunlearn.models.placement import spread
 TEMPLATE = "Question: {question}\nAnswer:"
 PROGRAMS = {
     "statistics": (forward, "_statistics"),
-    "decode": (generate, "_decode"),
+    "decode": (generate, "decode"),
     "mean hidden": (embed, "_mean_hidden"),
     "gradient norms": (gradient_norm, "_norms"),
 }

@@ -162,10 +162,10 @@ def test_unusable_sampling_is_refused(options):
 
 def test_changing_numbers_does_not_compile(params):
     run(params, sampling=Sampling(1.0, 3, 0.9), stop_tokens=[0])
-    before = generate_module._decode._cache_size()
+    before = generate_module.decode._cache_size()
     run(params, sampling=Sampling(0.5, 7, 0.5), stop_tokens=[5], seed=3, max_new_tokens=7)
     run(params, [[1]] * 5, sampling=Sampling(2.0, 0, 0.5), stop_tokens=[7])
-    assert generate_module._decode._cache_size() == before + 1  # the narrower prompts
+    assert generate_module.decode._cache_size() == before + 1  # the narrower prompts
 
 
 def test_stories260k_continues_as_published(stories260k):

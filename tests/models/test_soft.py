@@ -110,7 +110,7 @@ def test_other_vectors_use_the_same_program(model):
     for seed in range(2):
         softened, ids = with_soft_prompts(model, softs(model, 2, seed))
         continued(softened, [[*i, 5] for i in ids])
-        programs.append(generate_module._decode._cache_size())
+        programs.append(generate_module.decode._cache_size())
     assert programs[0] == programs[1]
 
 

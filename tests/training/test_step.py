@@ -64,7 +64,7 @@ def gradient(spec, trainable, frozen, batch, numbers):
     def loss(trainable, batch):
         return steps._loss(spec, trainable, batch, frozen=frozen, counts=counts, hyper=numbers)
 
-    return steps._accumulate(loss, trainable, batch, spec.micro_batches)
+    return steps.accumulate(loss, trainable, batch, spec.micro_batches)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,234 @@
+"""From prompts and owners to a model that was rewarded: iterations, guards, checkpoints, resume."""
+
+import dataclasses
+import hashlib
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxunlearn.attribution.responses import Attributor
+from jaxunlearn.config import AdapterConfig, TrainingConfig
+from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state, iterate
+from jaxunlearn.dareu.rollout import Prompts
+from jaxunlearn.methods.dareu_settings import DareU
+from jaxunlearn.models import lora
+from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.placement import spread
+from jaxunlearn.training.checkpoint import Checkpoints
+from jaxunlearn.training.loop import DivergedError
+from jaxunlearn.training.optimizers import resolve_options
+from jaxunlearn.training.statistics import Rows, combine
+from jaxunlearn.training.trainable import split_params
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that decides a training by reward."""
+
+    start: LanguageModel
+    """The model that is to forget, without an adapter."""
+    attributors: tuple[Attributor, Attributor]
+    """What rewards, and what only looks on."""
+    forget_owners: tuple[bool, ...]
+    """Which of their owners are to be forgotten."""
+    prompts: Prompts
+    retain: Rows
+    schedule: Mapping[str, np.ndarray]
+    """`forget` [iterations, b] and `retain` [iterations, c], row indices; -1 is an empty slot."""
+    per_epoch: int
+    """Iterations in one epoch."""
+    settings: DareU
+    training: TrainingConfig
+    adapter: AdapterConfig | None
+    seed: int
+
+    @property
+    def iterations(self) -> int:
+        """Of the whole schedule."""
+        return len(self.schedule["forget"])
+
+    def spec(self) -> PolicySpec:
+        """Its static choices."""
+        return PolicySpec(
+            self.start.config,
+            self.settings.choices,
+            self.start.stop_tokens,
+            self.forget_owners,
+            self.training.decay,
+            self.training.micro_batches,
+            self.training.optimizer,
+            self.settings.entropy_weight > 0,
+        )
+
+    def numbers(self) -> dict[str, Any]:
+        """Every number that the iteration traces."""
+        training, steps = self.training, self.spec().steps * self.iterations
+        found = {
+            **self.settings.numbers,
+            "run_seed": self.seed,
+            "learning_rate": training.learning_rate,
+            "value_learning_rate": self.settings.value_learning_rate or training.learning_rate,
+            "weight_decay": training.weight_decay,
+            "clip_norm": training.clip_norm,
+            "warmup_steps": round(training.warmup * steps),
+            "total_steps": steps,
+            "optimizer": resolve_options(training.optimizer, training.optimizer_options),
+        }
+        return jax.tree.map(jnp.float32, found)
+
+
+def train(
+    job: Job,
+    *,
+    checkpoints: Path | None = None,
+    on_steps: Callable[[int, int, list[dict[str, float]]], None] | None = None,
+    on_end: Callable[[int], None] | None = None,
+    say: Callable[[str], None] = print,
+) -> LanguageModel:
+    """Trains by reward, going on where an earlier start was cut off.
+
+    Args:
+      job: all settings and data.
+      checkpoints: folder to save to and to resume from; None saves nothing.
+      on_steps: called after each iteration with (iterations done, in all, [its numbers]).
+      on_end: called with the number of iterations that the result has behind it.
+      say: called with why training ended early, if it did.
+
+    Returns:
+      The start model with the adapter that was trained, or with other parameters.
+
+    Raises:
+      UserError: a checkpoint is foreign or damaged.
+      DivergedError: a loss is not finite; the last checkpoint is kept.
+    """
+    if checkpoints is None:
+        state = _advance(job, *_begin(job), None, on_steps, say)
+    else:
+        with Checkpoints(checkpoints, _fingerprint(job)) as store:
+            frozen, fresh = _begin(job)
+            state, ended = store.restore(fresh)
+            if not ended:
+                state = _advance(job, frozen, state, store, on_steps, say)
+    if on_end is not None:
+        on_end(int(state.step))
+    return _finished(job, state)
+
+
+def _begin(job: Job) -> tuple[dict[str, Any], PolicyState]:
+    """What does not train, and the state before the first iteration."""
+    trainable, frozen = split_params(job.start, job.training.train_only, job.adapter, job.seed)
+    if job.adapter is None:
+        frozen["reference"] = job.start.params
+    return frozen, init_state(job.spec(), trainable)
+
+
+def _advance(
+    job: Job,
+    frozen: Mapping[str, Any],
+    state: PolicyState,
+    store: Checkpoints | None,
+    on_steps: Callable[..., None] | None,
+    say: Callable[[str], None],
+) -> PolicyState:
+    """To the end of the schedule, or to where a guard ends it."""
+    spec, numbers, total = job.spec(), job.numbers(), job.iterations
+    every = max(1, job.training.checkpoint_every // spec.steps)
+    guarded = job.settings.max_kl is not None or job.settings.max_repetition is not None
+    tree = (state, frozen, job.attributors, job.prompts, job.retain)
+    there = spread(tree)
+    state, frozen, attributors, prompts, retain = there.tree
+    schedule = {
+        group: _padded(rows, there.batch_size(rows.shape[1]))
+        for group, rows in job.schedule.items()
+    }
+    step = int(state.step)
+    while step < total:
+        good = jax.device_get(state) if guarded else None
+        chosen = there.deal({group: rows[step] for group, rows in schedule.items()})
+        refresh = np.bool_(step % job.per_epoch == 0)
+        begin = time.perf_counter()
+        state, log = iterate(
+            spec, state, frozen, attributors, prompts, retain, chosen, refresh, numbers
+        )
+        log = {name: float(value) for name, value in jax.device_get(log).items()}
+        responses = (schedule["forget"][step] >= 0).sum() * job.settings.samples
+        seconds = time.perf_counter() - begin
+        _need_finite(log, step, total)
+        why, bad = _crossed(job.settings, log)
+        if bad:
+            state = jax.tree.map(jnp.asarray, good)
+            why += f"; the result is that of iteration {step}"
+        step += 1
+        # What was undone is not saved: a resumed training comes to the same end again.
+        if store is not None and not bad and (why or step == total or step % every == 0):
+            store.save(state, [[float(step)]] if why else [])
+        if on_steps is not None:
+            rate = float(responses * log["length"] / seconds)
+            on_steps(step, total, [{**log, "step": step, "tokens_per_second": rate}])
+        if why:
+            say(f"dareu: {why} in iteration {step} of {total}")
+            break
+    return state
+
+
+def _crossed(settings: DareU, log: Mapping[str, float]) -> tuple[str, bool]:
+    """Why training ends after an iteration, or nothing; and whether its updates are undone."""
+    for name, most in (("kl", settings.max_kl), ("repetition", settings.max_repetition)):
+        if most is not None and log[name] > most:
+            return f"{name} is {log[name]:.3g}, more than max_{name}, {most:g}", True
+    least = settings.target_attribution
+    if least is not None and log["attribution_held_out"] <= least:
+        found = log["attribution_held_out"]
+        return f"the held-out attribution is {found:.3g}, the target {least:g}", False
+    return "", False
+
+
+def _need_finite(log: Mapping[str, float], step: int, total: int) -> None:
+    for name, value in log.items():
+        if not math.isfinite(value):
+            raise DivergedError(
+                f"dareu: {name} is {value} in iteration {step + 1} of {total}; lower"
+                " training.learning_rate"
+            )
+
+
+def _padded(rows: np.ndarray, width: int) -> np.ndarray:
+    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+
+
+def _finished(job: Job, state: PolicyState) -> LanguageModel:
+    # On one device again, whatever it was trained on.
+    trainable = jax.tree.map(jnp.asarray, jax.device_get(state.trainable))
+    if job.adapter is not None:
+        factors = lora.Adapter(trainable["lora"], job.adapter.scale)
+        return dataclasses.replace(job.start, adapter=factors)
+    _, frozen = split_params(job.start, job.training.train_only, None, job.seed)
+    params, _ = combine(trainable, frozen)
+    kept = jax.tree.map(lambda leaf, was: leaf.astype(was.dtype), params, dict(job.start.params))
+    return dataclasses.replace(job.start, params=kept)
+
+
+def _fingerprint(job: Job) -> str:
+    """A hash of everything that decides the outcome."""
+    digest = hashlib.sha256(repr((job.spec(), job.adapter, job.training.train_only)).encode())
+    digest.update(repr((job.settings, job.per_epoch)).encode())
+    digest.update(repr(jax.tree.map(float, job.numbers())).encode())
+    trees: Sequence[Any] = (
+        dict(job.start.params), job.attributors, job.prompts, job.retain, dict(job.schedule)
+    )  # fmt: skip
+    for leaf in jax.tree.leaves(trees):
+        flat = jnp.asarray(leaf).reshape(-1)
+        if jnp.issubdtype(flat.dtype, jax.dtypes.prng_key):
+            flat = jax.random.key_data(flat).reshape(-1)
+        # Weighted, so that two values in each other's place make a difference.
+        weights = jnp.arange(flat.size) % 8191 + 1
+        total = jnp.sum(jnp.abs(flat.astype(jnp.float32)) * weights)
+        digest.update(f"{leaf.shape} {float(total)}".encode())
+    return digest.hexdigest()
