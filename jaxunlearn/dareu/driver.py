@@ -144,10 +144,9 @@ def _advance(
     tree = (state, frozen, job.attributors, job.prompts, job.retain)
     there = spread(tree)
     state, frozen, attributors, prompts, retain = there.tree
-    schedule = {
-        group: _padded(rows, there.batch_size(rows.shape[1]))
-        for group, rows in job.schedule.items()
-    }
+    # Every device and every micro-batch gets as many slots.
+    parts = math.lcm(there.batch_size(1), spec.micro_batches)
+    schedule = {group: _padded(rows, parts) for group, rows in job.schedule.items()}
     step = int(state.step)
     while step < total:
         good = jax.device_get(state) if guarded else None
@@ -199,8 +198,9 @@ def _need_finite(log: Mapping[str, float], step: int, total: int) -> None:
             )
 
 
-def _padded(rows: np.ndarray, width: int) -> np.ndarray:
-    return np.pad(rows, ((0, 0), (0, width - rows.shape[1])), constant_values=-1)
+def _padded(rows: np.ndarray, parts: int) -> np.ndarray:
+    """With empty slots, until their number is a multiple of the parts."""
+    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % parts)), constant_values=-1)
 
 
 def _finished(job: Job, state: PolicyState) -> LanguageModel:

@@ -109,11 +109,6 @@ def check(
             f"training.optimizer: {training.optimizer} does not go with method {method.name}; use"
             " adamw, lion or muon"
         )
-    if (training.batch_size * settings.samples) % training.micro_batches:
-        raise UserError(
-            f"training.micro_batches: {training.micro_batches} does not divide the"
-            f" {training.batch_size * settings.samples} responses of a batch"
-        )
     _check_room(model, data.forget, settings.max_new_tokens, experiment)
 
 
