@@ -161,7 +161,8 @@ def unlearn_rows(
     if "retain" not in tables:
         steps = pairing.match_steps
         pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
-    schedule = make_schedule(pool, pairing, training, experiment.seed)
+    in_turn = registry.resolve(method).hyper.get("forget_epochs")
+    schedule = make_schedule(pool, pairing, training, experiment.seed, forget_epochs=in_turn)
     indices = _indices(schedule)
 
     def describe(steps: int, **more: int) -> None:
@@ -272,9 +273,15 @@ def gradient_statistics(
 
 
 def make_schedule(
-    pool: sampling.Pool, config: SamplingConfig, training: TrainingConfig, seed: int
+    pool: sampling.Pool,
+    config: SamplingConfig,
+    training: TrainingConfig,
+    seed: int,
+    *,
+    forget_epochs: int | None = None,
 ) -> sampling.Schedule:
-    """The schedule that the sampling and training sections ask for.
+    """The schedule that the sampling and training sections ask for; `forget_epochs` as for
+    `sampling.schedule`.
 
     Raises:
       UserError: the rows do not have what the sampler or the subset asks for.
@@ -291,7 +298,9 @@ def make_schedule(
         theirs = {**shared, **config.options_of(steps)}
         steps = sampling.steps_of(steps, pool, **sizes(steps, theirs), **theirs)
     own_sizes = sizes(config.name, whole)
-    return sampling.schedule(config.name, pool, **own_sizes, steps=steps, **whole)
+    return sampling.schedule(
+        config.name, pool, **own_sizes, steps=steps, forget_epochs=forget_epochs, **whole
+    )
 
 
 def _indices(schedule: sampling.Schedule) -> dict[str, np.ndarray]:

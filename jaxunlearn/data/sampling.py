@@ -40,7 +40,8 @@ class Schedule:
     """int32 [steps, B], EMPTY in slots without a row."""
     retain: np.ndarray
     """int32 [steps, B * ratio]; the partners of slot b are in columns b * ratio to
-    b * ratio + ratio - 1, EMPTY beside EMPTY."""
+    b * ratio + ratio - 1, EMPTY beside EMPTY. Where the two come in turn, one of them is all EMPTY
+    in each step."""
 
 
 def schedule(
@@ -54,6 +55,7 @@ def schedule(
     ratio: int = 1,
     subset: Subset = "full",
     order: Order = "shuffle",
+    forget_epochs: int | None = None,
     **options: Any,
 ) -> Schedule:
     """The batches of a sampler.
@@ -71,6 +73,8 @@ def schedule(
         sampler made them. The others know modules: the pairs of one forget entity, and those that
         hold general rows only. "entity_batch" fills each batch from one module, "round_robin"
         takes a pair of each module in turn; both shuffle within a module.
+      forget_epochs: each of the first so many epochs comes as its forget rows alone and then its
+        retain rows alone, each later one as its retain rows alone; None: both in one step.
       **options: of the sampler, its keyword-only parameters.
 
     Raises:
@@ -84,7 +88,8 @@ def schedule(
     def batches(epoch: int) -> np.ndarray:
         pairs = pairing(epoch=epoch)
         pairs[:, 1:] = rows[pairs[:, 1:]]
-        return ORDERS[order](pairs, _module_numbers(pool, pairs), batch_size, seed, epoch)
+        made = ORDERS[order](pairs, _module_numbers(pool, pairs), batch_size, seed, epoch)
+        return made if forget_epochs is None else _in_turn(made, forget=epoch < forget_epochs)
 
     if steps is None:
         table = np.concatenate([batches(epoch) for epoch in range(epochs)])
@@ -146,7 +151,7 @@ def describe(pool: Pool, schedule: Schedule) -> dict[str, Any]:
     shown = np.bincount(schedule.forget[schedule.forget != EMPTY], minlength=len(pool.forget))
     ratio = schedule.retain.shape[1] // schedule.forget.shape[1]
     forget, retain = np.repeat(schedule.forget, ratio, axis=1).ravel(), schedule.retain.ravel()
-    near = (retain != EMPTY) & (pool.kinds[retain] != "general")
+    near = (forget != EMPTY) & (retain != EMPTY) & (pool.kinds[retain] != "general")
     same = pool.forget[forget[near]] == pool.retain[retain[near]]
     return {
         "steps": len(schedule.forget),
@@ -263,6 +268,13 @@ def _cut(pairs: np.ndarray, batch_size: int) -> np.ndarray:
     missing = -len(pairs) % batch_size
     filled = np.pad(pairs, ((0, missing), (0, 0)), constant_values=EMPTY)
     return filled.reshape(-1, batch_size, pairs.shape[1])
+
+
+def _in_turn(batches: np.ndarray, *, forget: bool) -> np.ndarray:
+    """An epoch's forget rows alone, if they are to come, and then its retain rows alone."""
+    column = np.arange(batches.shape[2])
+    shown, kept = np.where(column == 0, batches, EMPTY), np.where(column > 0, batches, EMPTY)
+    return np.concatenate([shown, kept]) if forget else kept
 
 
 def _restricted(pool: Pool, name: Subset, seed: int) -> tuple[np.ndarray, Pool]:

@@ -155,6 +155,63 @@ def kl(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     return jnp.sum(jnp.exp(reference) * (reference - jax.nn.log_softmax(logits)), axis=-1)
 
 
+def nll_kl(
+    log_probs: jax.Array,
+    logits: jax.Array,
+    reference_logits: jax.Array,
+    *,
+    nll_weight: NonNegative = 0.99,
+    kl_weight: NonNegative = 0.001,
+) -> jax.Array:
+    """Task loss and distillation: nll_weight NLL + kl_weight KL(p_ref || p).
+
+    The retain term of `scrub`.
+
+    Args:
+      log_probs: [B, T].
+      logits: [B, T, V].
+      reference_logits: [B, T, V], under the frozen start model.
+      nll_weight: the authors' gamma, >= 0.
+      kl_weight: the authors' alpha, >= 0.
+
+    Returns:
+      [B, T], one value per token, >= 0.
+
+    Reference: as for `scrub`; the defaults are those of the authors' large-scale runs.
+    Open-unlearning has no such term.
+
+    >>> p, q = jnp.log(jnp.array([[[0.5, 0.5]]])), jnp.log(jnp.array([[[0.25, 0.75]]]))
+    >>> print(f"{nll_kl(q[..., 0], q, p, nll_weight=1.0, kl_weight=10.0).sum():.4f}")
+    2.8247
+    """
+    return kl_weight * kl(logits, reference_logits) - nll_weight * log_probs
+
+
+def scrub(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
+    """Takes the model away from the start model at each answer token: -KL(p_ref || p).
+
+    The start model is where it is largest and its gradient 0: what moves the model there is the
+    retain rows, whose turns come in between, or rounding.
+
+    Args:
+      logits: [B, T, V].
+      reference_logits: [B, T, V], under the frozen start model.
+
+    Returns:
+      [B, T], one value per token, <= 0; unbounded below, so it destroys the model when run for
+      long.
+
+    Reference: Kurmanji et al., Towards unbounded machine unlearning, arXiv 2302.09880. The authors
+    divide the logits by a temperature of 2 or 4; here it is 1.
+    Open-unlearning has no such method.
+
+    >>> p, q = jnp.log(jnp.array([[[0.5, 0.5]]])), jnp.log(jnp.array([[[0.25, 0.75]]]))
+    >>> print(f"{scrub(q, p).sum():.4f}")
+    -0.1438
+    """
+    return -kl(logits, reference_logits)
+
+
 def jsd(logits: jax.Array, reference_logits: jax.Array) -> jax.Array:
     """Jensen-Shannon divergence of the model from the start model at each answer token.
 

@@ -35,8 +35,8 @@ STATISTICS = frozenset(_KINDS)
 """What a loss function can take by position; `losses` says what each is."""
 RESERVED = frozenset({
     "name", "training", "sampling", "label", "version", "layer", "compat", "retain_loss",
-    "forget_weight", "retain_weight", "learning_rate", "weight_decay", "clip_norm",
-    "warmup_steps", "total_steps", "run_seed", "optimizer",
+    "forget_weight", "retain_weight", "nll_weight", "kl_weight", "forget_epochs", "learning_rate",
+    "weight_decay", "clip_norm", "warmup_steps", "total_steps", "run_seed", "optimizer",
 })  # fmt: skip
 """Keys of a method's section, and numbers of the update step, that are no hyper-parameters."""
 TRACED = (

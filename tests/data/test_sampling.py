@@ -383,6 +383,46 @@ def test_pairs_are_shuffled_within_a_module(order):
         assert partners.tolist() != sorted(partners)
 
 
+# --- in turn --------------------------------------------------------------------------------------
+
+
+@samplers
+@settings(deadline=None, max_examples=25)
+@given(
+    pools(), seeds, st.sampled_from(list(sampling.ORDERS)), st.integers(1, 3),
+    st.integers(1, 4), st.integers(1, 5), st.integers(1, 4),
+)  # fmt: skip
+def test_rows_in_turn_are_those_of_the_epochs(
+    name, pool, seed, order, epochs, forget_epochs, batch_size, ratio
+):
+    """Each epoch comes as its forget rows alone, while they are to come, and its retain rows."""
+    options = {"batch_size": batch_size, "seed": seed, "order": order, "ratio": ratio}
+    both = make(name, pool, epochs=epochs, **options)
+    made = make(name, pool, epochs=epochs, forget_epochs=forget_epochs, **options)
+    parts = [make(name, pool, epochs=n, **options).forget.shape[0] for n in range(1, epochs + 1)]
+    start = first = 0
+    for epoch, end in enumerate(parts):
+        steps = end - first
+        if epoch < forget_epochs:
+            shown = slice(start, start + steps)
+            np.testing.assert_array_equal(made.forget[shown], both.forget[first:end])
+            assert (made.retain[shown] == EMPTY).all()
+            start += steps
+        kept = slice(start, start + steps)
+        np.testing.assert_array_equal(made.retain[kept], both.retain[first:end])
+        assert (made.forget[kept] == EMPTY).all()
+        start, first = start + steps, end
+    assert start == len(made.forget) == len(made.retain)
+
+
+def test_rows_in_turn_take_exactly_as_many_steps_as_asked():
+    """Of 3 in each half of an epoch: forget, retain, retain, retain."""
+    made = make("cyclic", steps=11, forget_epochs=1)
+    shown = (made.forget != EMPTY).any(axis=1)
+    assert shown.tolist() == [True] * 3 + [False] * 8
+    assert ((made.retain != EMPTY).any(axis=1) == ~shown).all()
+
+
 # --- what a schedule shows ------------------------------------------------------------------------
 
 
@@ -409,6 +449,15 @@ def test_description_of_eight_rows():
         "neighbours_met": 5,
         "same_entity_rate": 3 / 5,
     }
+
+
+def test_rows_in_turn_meet_nobody():
+    """Of the neighbours of the last row, which an empty slot must not stand for."""
+    made = make("cyclic", epochs=2, forget_epochs=1)
+    found = sampling.describe(EIGHT, made)
+    assert found["neighbours_met"] == 0 and found["same_entity_rate"] is None
+    assert (found["steps"], found["pairs"]) == (9, 8)
+    assert found["retain_exposures"] == {"min": 2, "mean": 2.0, "max": 2}
 
 
 def test_without_neighbours_there_is_no_rate():

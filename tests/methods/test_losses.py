@@ -132,6 +132,10 @@ def jsd(t):
     return jensen_shannon(np.exp(log_softmax(t.reference)), np.exp(log_softmax(t.z)))
 
 
+def nll_kl(t, nll_weight, kl_weight):
+    return nll_weight * nll(t) + kl_weight * kl(t)
+
+
 def negated_log_sigmoid(x):
     return np.log1p(np.exp(-x))
 
@@ -173,6 +177,8 @@ CASES = {
     "whp": (whp, {"alpha": 5.0}, "token"),
     "kl": (kl, {}, "token"),
     "jsd": (jsd, {}, "token"),
+    "nll_kl": (nll_kl, {"nll_weight": 0.99, "kl_weight": 0.3}, "token"),
+    "scrub": (lambda t: -kl(t), {}, "token"),
     "npo": (npo, {"beta": 0.3}, "sequence"),
     "simnpo": (simnpo, {"beta": 2.5, "gamma": 0.4}, "sequence"),
     "dpo": (dpo, {"beta": 0.3}, "sequence"),
@@ -437,6 +443,19 @@ def test_registry_fills_in_the_papers_defaults():
     assert registry.defaults("grad_ascent")["retain_loss"] == "none"
 
 
+def test_scrub_has_the_hyper_parameters_of_its_retain_term_and_of_its_schedule():
+    assert registry.defaults("scrub") == {
+        "nll_weight": 0.99, "kl_weight": 0.001, "forget_epochs": 3, "retain_loss": "nll_kl",
+        "forget_weight": 1.0, "retain_weight": 1.0, "compat": "paper",
+    }  # fmt: skip
+    objective, hyper = registry.objective(MethodConfig("scrub", {"kl_weight": 0.5}))
+    assert [term.group for term in objective.terms] == ["forget", "retain"]
+    assert hyper["kl_weight"] == 0.5 and "forget_epochs" not in hyper
+    assert "kl_weight" not in registry.defaults("npo")
+    with pytest.raises(UserError, match="retain_loss must not be none"):
+        registry.objective(MethodConfig("scrub", {"retain_loss": "none"}))
+
+
 def test_objective_names_groups_and_needs():
     objective, hyper = registry.objective(MethodConfig(name="npo", hyper={"retain_loss": "kl"}))
     assert objective.groups == ("forget", "retain")
@@ -455,7 +474,10 @@ def test_objective_names_groups_and_needs():
         ("npo", {"beta": "inf"}, "beta"),
         ("npo", {"betta": 1}, "unknown key betta; the closest known key is beta"),
         ("grad_diff", {"beta": 1}, "unknown key beta"),
-        ("npo", {"retain_loss": "mse"}, "'nll', 'kl', 'jsd', 'hidden_mse' or 'none'"),
+        ("grad_diff", {"forget_epochs": 1}, "unknown key forget_epochs"),
+        ("scrub", {"forget_epochs": 0}, "forget_epochs: input should be greater than or equal to"),
+        ("scrub", {"kl_weight": -1}, "kl_weight: input should be greater than or equal to 0"),
+        ("npo", {"retain_loss": "mse"}, "'nll', 'kl', 'jsd', 'nll_kl', 'hidden_mse' or 'none'"),
     ],
 )
 def test_registry_refuses(name, hyper, words):

@@ -29,7 +29,7 @@ def try_out(loss):
 @pytest.mark.parametrize(
     ("option", "value", "allowed"),
     [
-        ("retain", "mse", "'nll', 'kl', 'jsd', 'hidden_mse', 'none'"),
+        ("retain", "mse", "'nll', 'kl', 'jsd', 'nll_kl', 'hidden_mse', 'none'"),
         ("answers", "mine", "'own', 'refusal', 'random'"),
         ("labels", "random", "'refusal', None"),
         ("alternative", "other", "'refusal', 'generated', None"),

@@ -168,6 +168,22 @@ def test_kl_at_the_reference_is_zero(tiny):
     np.testing.assert_allclose(losses["retain"], 0.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("empty", ["forget", "retain"])
+@pytest.mark.parametrize("method", ["scrub", "simnpo"])
+def test_a_term_over_no_rows_is_zero_and_has_no_gradient(tiny, method, empty):
+    spec, trainable, frozen, batch, numbers = problem(tiny, method)
+    none = steps.gather(batch[empty], jnp.full(32, -1))
+    gradients = jax.jit(steps._gradients, static_argnums=0)
+    (loss, losses), grads = gradients(spec, trainable, frozen, {**batch, empty: none}, numbers)
+    assert losses[empty] == 0 and np.isfinite(loss)
+    (other,) = set(losses) - {empty}
+    terms = tuple(term for term in spec.objective.terms if term.group == other)
+    alone = dataclasses.replace(spec, objective=dataclasses.replace(spec.objective, terms=terms))
+    _, same = gradients(alone, trainable, frozen, {other: batch[other]}, numbers)
+    norm = float(optax.tree.norm(same))
+    assert float(optax.tree.norm(optax.tree.sub(grads, same))) <= 1e-5 * norm
+
+
 def test_hyper_parameters_do_not_recompile(tiny):
     spec, trainable, frozen, batch, numbers = problem(tiny)
     schedule = {group: jnp.tile(jnp.arange(4), (3, 1)) for group in batch}
