@@ -271,6 +271,7 @@ def suites(options: argparse.Namespace) -> None:
         "of two samples (versus, against)": aggregation.SAMPLES,
         "of metrics (of)": aggregation.NUMBERS,
         "of one and the retrained model's (of, against)": aggregation.CHANGES,
+        "of several and the retrained model's (of, against)": aggregation.COMPARISONS,
     }
     for kind, known in kinds.items():
         print(f"{kind}: {', '.join(known)}")

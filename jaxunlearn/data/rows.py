@@ -77,6 +77,11 @@ class EvalSet:
     """At which answers are drawn; 0: the most likely one."""
     scorer: Scorer | None = None
     """Rates generated answers, where the set has something to rate."""
+    attribution: Scorer | None = None
+    """How much generated answers come from those who are to be forgotten: the function that a
+    training is rewarded by."""
+    attribution_held_out: Scorer | None = None
+    """The same by a function that no model was trained on."""
 
 
 @dataclass(frozen=True)

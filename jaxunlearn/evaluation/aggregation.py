@@ -1,8 +1,8 @@
 """From one value per row, or from other metrics, to one entry: what a benchmark can name.
 
-Four kinds: of the rows of some sets; of two samples (forget rows against holdout rows, or a model's
-rows against those of the retrained model); of other metrics; of one metric and the same of the
-retrained model.
+Five kinds: of the rows of some sets; of two samples (forget rows against holdout rows, or a model's
+rows against those of the retrained model); of other metrics; of one metric, or of several, and the
+same of the retrained model.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -159,6 +159,12 @@ CHANGES: Mapping[str, Callable[[float, float], float]] = {
     "similarity_to_retrained": similarity_to_retrained,
 }
 """Of a metric and the same of the retrained model."""
+
+COMPARISONS: Mapping[str, Callable[[Mapping[str, float], Mapping[str, float]], float]] = {
+    "tug_of_war": metrics.tug_of_war,
+}
+"""Of several metrics and the same of the retrained model, each name to value; left out where one of
+them is."""
 
 THEIRS: Mapping[str, Callable[..., Any]] = {
     "closer_to_1": lambda values, rows: summarise(open_unlearning.forget_truth_ratio(values)),

@@ -28,7 +28,7 @@ from pydantic.dataclasses import dataclass
 
 from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.aggregation import ALL, CHANGES, NUMBERS, ROWS, SAMPLES
+from jaxunlearn.evaluation.aggregation import ALL, CHANGES, COMPARISONS, NUMBERS, ROWS, SAMPLES
 from jaxunlearn.evaluation.statistics import STATISTICS
 from jaxunlearn.validation import kind_of, validate
 
@@ -69,7 +69,7 @@ class Metric:
                 raise ValueError(f"{self.metric}: data is missing; name roles or evaluation sets")
         kinds = [SAMPLES] if self.versus or self.against else [ROWS]
         if self.of:
-            kinds = [NUMBERS, *([CHANGES] if self.against else [])]
+            kinds = [NUMBERS, *([CHANGES, COMPARISONS] if self.against else [])]
         _known(f"{self.metric}: aggregation", self.aggregation, [key for k in kinds for key in k])
         if self.aggregation in (*CHANGES, "from_chance") and len(self.of) != 1:
             raise ValueError(f"{self.metric}: {self.aggregation} is of one metric")
@@ -83,6 +83,11 @@ class Metric:
     def plain_of(self) -> list[str]:
         """The names that it is `of`."""
         return [one.removeprefix(_COMPLEMENT) for one in self.of]
+
+    @property
+    def needs_all(self) -> bool:
+        """Whether it is left out where one of those that it is `of` is."""
+        return self.aggregation in (ALL, *COMPARISONS)
 
     def stands_for(self, name: str) -> bool:
         """Whether this may be the metric of this name; {set} stands for any set."""
@@ -166,7 +171,7 @@ class Benchmark:
             if metric.against and not compared:
                 continue
             there = [name in found for name, _ in metric.parts(roles)]
-            if all(there) if metric.aggregation == ALL else any(there):
+            if all(there) if metric.needs_all else any(there):
                 found[metric.metric] = None
         return list(found)
 

@@ -43,6 +43,8 @@ _LABELS = {
     "refusal_rate": "refusals",
     "identical_rate": "same output",
     "broken_rate": "broken",
+    "attribution": "attribution",
+    "attribution_held_out": "attribution, held out",
     "repetition": "repetition",
 }
 _ATTACKS = {
@@ -68,10 +70,11 @@ _PRIVACY = {
         for told, text in _TOLD.items()
     },
 }
+_TOW = {"tow": "ToW", "tow_star": "ToW*"}
 _OVERALL = (
     "forget_quality", "forget_efficacy", "model_utility", "utility_retain", "utility_test",
     "overall_score", "memorisation_score", "privacy_score", "utility_score", "task_aggregate",
-    "membership_score", "final_score",
+    "membership_score", "final_score", *_TOW,
 )  # fmt: skip
 _UP = (
     *_OVERALL, "forget_truth_ratio", "forget_distinct_2", "entities_forgotten",
@@ -152,7 +155,7 @@ def column(key: str, models: Sequence[Summary]) -> dict[str, Any]:
     """Heading of a metric, and what is behind its values where it is the same for all models."""
     group, label = "other", key.replace("_", " ")
     if key in _OVERALL:
-        group = "overall"
+        group, label = "overall", _TOW.get(key, label)
     elif key in _PRIVACY:
         group, label = "privacy", _PRIVACY[key]
     elif key.startswith(("entity_", "entities_")):

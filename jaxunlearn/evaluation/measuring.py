@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from jaxunlearn.evaluation.aggregation import ALL, CHANGES, NUMBERS, ROWS, SAMPLES, find
+from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.aggregation import CHANGES, COMPARISONS, NUMBERS, ROWS, SAMPLES, find
 from jaxunlearn.evaluation.benchmark import SET, Benchmark, Metric, matched
 from jaxunlearn.evaluation.entries import Entry, entry
 from jaxunlearn.evaluation.results import Results, Table
@@ -88,6 +89,10 @@ def against(
             if name in our_table and name in their_table:
                 change = find(CHANGES, metric.aggregation, compat)
                 found[metric.metric] = _changed(change, our_table[name], their_table[name])
+        elif metric.aggregation in COMPARISONS:
+            both = [_parts(metric, table, roles) for table in (our_table, their_table)]
+            if all(both):
+                found[metric.metric] = _compared(metric, roles, *both)
         elif metric.of:
             known = _parts(metric, our_table | found, roles)
             found |= {metric.metric: NUMBERS[metric.aggregation](known)} if known else {}
@@ -121,7 +126,7 @@ def _parts(metric: Metric, found: Table, roles: Mapping[str, str]) -> list[Entry
         for name, complement in parts
         if name in found and found[name] is not _LATER
     ]
-    return [] if metric.aggregation == ALL and len(known) < len(parts) else known
+    return [] if metric.needs_all and len(known) < len(parts) else known
 
 
 def _from_1(one: Entry) -> Entry:
@@ -133,3 +138,22 @@ def _from_1(one: Entry) -> Entry:
 def _changed(change: Callable[[float, float], float], ours: Entry, theirs: Entry) -> Entry:
     known = None not in (ours["value"], theirs["value"])
     return entry(change(ours["value"], theirs["value"]) if known else np.nan, ours["n"])
+
+
+def _compared(
+    metric: Metric, roles: Mapping[str, str], ours: Sequence[Entry], theirs: Sequence[Entry]
+) -> Entry:
+    """Several metrics beside the same of the retrained model; n is of the one with fewest rows."""
+    names, n = [name for name, _ in metric.parts(roles)], min(one["n"] for one in ours)
+    left, right = (
+        {name: one["value"] for name, one in zip(names, entries, strict=True)}
+        for entries in (ours, theirs)
+    )
+    if None in (*left.values(), *right.values()):
+        return entry(np.nan, n)
+    try:
+        return entry(COMPARISONS[metric.aggregation](left, right), n)
+    except ValueError as error:
+        raise UserError(
+            f"evaluation.suite: {metric.metric}: {error}; change what it is of"
+        ) from None

@@ -8,6 +8,7 @@ code's formulas in the place of ours where they differ (see `open_unlearning`).
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Literal
 
 import numpy as np
 
@@ -37,8 +38,8 @@ class Statistic:
     """Of a row: the texts whose likelihood it needs."""
     of: Callable[[Row], bool] = lambda row: True
     """Which rows it is about; a set without any has no metric of it."""
-    scored: bool = False
-    """It needs the scorer; a set without one has no metric of it."""
+    scorer: Literal["scorer", "attribution", "attribution_held_out"] | None = None
+    """The one of the set's scorers that it needs; a set without it has no metric of it."""
     generates: bool = False
     """It needs the generated answers."""
     moments: bool = False
@@ -52,7 +53,18 @@ class Statistic:
 
     def about(self, chosen: EvalSet) -> bool:
         """Whether a set has something that it measures."""
-        return (chosen.scorer is not None or not self.scored) and any(map(self.of, chosen.rows))
+        there = self.scorer is None or getattr(chosen, self.scorer) is not None
+        return there and any(map(self.of, chosen.rows))
+
+
+def _scored(scorer: Literal["scorer", "attribution", "attribution_held_out"]) -> Statistic:
+    """What one of the set's scorers gives the generated answer."""
+
+    def values(results: Results, name: str) -> np.ndarray:
+        pairs = zip(_rows(results, name), results.generations[name], strict=True)
+        return getattr(results.sets[name], scorer)([row.text(said) for row, said in pairs])
+
+    return Statistic(values, generates=True, scorer=scorer)
 
 
 def _answer(row: Row) -> tuple[Text, ...]:
@@ -156,12 +168,6 @@ def exact_match(results: Results, name: str) -> np.ndarray:
     """Whether the generated answer is the true one, but for case and outer blanks."""
     pairs = zip(results.generations[name], results.truths[name], strict=True)
     return np.array([float(text.same_words(said, truth)) for said, truth in pairs])
-
-
-def score(results: Results, name: str) -> np.ndarray:
-    """What the set's scorer gives the generated answer."""
-    pairs = zip(_rows(results, name), results.generations[name], strict=True)
-    return results.sets[name].scorer([row.text(said) for row, said in pairs])
 
 
 def similarity(results: Results, name: str) -> np.ndarray:
@@ -280,7 +286,9 @@ STATISTICS: Mapping[str, Statistic] = {
             rouge, rouge_f1, exact_match, generation, repetition, refusal, broken,
         )
     },
-    "score": Statistic(score, generates=True, scored=True),
+    "score": _scored("scorer"),
+    "attribution": _scored("attribution"),
+    "attribution_held_out": _scored("attribution_held_out"),
     "entities": Statistic(
         entities, of=lambda row: ner.text_of(row.question) is not None, generates=True
     ),
