@@ -1,6 +1,5 @@
 """Benchmarks: files of declarative rows, read strictly, and what their rows come to."""
 
-import dataclasses
 import json
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.data.rows import EvalSet, Row
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation import aggregation, benchmark, columns, measuring, suite
+from jaxunlearn.evaluation import aggregation, benchmark, measuring, suite
 from jaxunlearn.evaluation.forward import TokenStats
 from jaxunlearn.evaluation.results import Results, Scores
 from jaxunlearn.evaluation.statistics import STATISTICS
@@ -209,39 +208,6 @@ def test_scores_are_what_the_scorer_of_the_set_gives():
     roles = {name: one.role for name, one in sets.items()}
     compared = measuring.against(mine, roles, found, found, "paper")
     assert list(compared) == ["leak"] and compared["leak"]["value"] == 1
-
-
-def test_attribution_is_what_the_functions_of_the_set_give():
-    """Each by a function of its own; without one there is none, and the rest is as it was."""
-    said = {"forget": ["", "Rome"]}
-    each = [{"metric": "{set}_" + name, "data": "forget", "statistic": name}
-            for name in ("attribution", "attribution_held_out", "score", "rouge")]  # fmt: skip
-    mine, plain = rows(*each), EvalSet("forget", FORGET)
-    seen = []
-
-    def length(texts):
-        seen.extend(texts)
-        return np.array([len(text.answer) / 8 for text in texts])
-
-    def ones(texts):
-        return np.ones(len(texts))
-
-    for functions, expected in (
-        ({}, {}),
-        ({"attribution": length}, {"forget_attribution": 0.25}),
-        ({"attribution_held_out": ones}, {"forget_attribution_held_out": 1}),
-        (
-            {"attribution": length, "attribution_held_out": ones},
-            {"forget_attribution": 0.25, "forget_attribution_held_out": 1},
-        ),
-    ):
-        sets = {"forget": dataclasses.replace(plain, **functions)}
-        table, per_row = measuring.measure(mine, results(sets, {}, said))
-        expected = {**expected, "forget_rouge": 0}
-        assert {name: one["value"] for name, one in table.items()} == expected
-        assert mine.names(sets, compared=False) == list(expected)
-    assert per_row["forget_attribution"] == [0, 0.5]
-    assert seen[:2] == [row.text(s) for row, s in zip(FORGET, said["forget"], strict=True)]
 
 
 def test_letters_and_texts_of_options_by_hand():
@@ -475,50 +441,3 @@ def test_muse_by_hand():
     # Ours (1 - .5) / .5; theirs in percent, of 1 - AUC.
     assert leak == {"paper": 1.0, "open-unlearning": pytest.approx(-100)}
     assert set(chosen.plan(sets)["members"]) == {"min_40", "log_prob"}
-
-
-def test_dareu_by_hand():
-    """ToW of three numbers, the test one over the rows of all general sets; ToW* of two."""
-    row = Row("a", "one two three four", perturbed_answers=("five",))
-    sets = {
-        "forget": EvalSet("forget", (row,), attribution=lambda texts: np.array([0.125]),
-                          attribution_held_out=lambda texts: np.array([0.25])),
-        "retain": EvalSet("retain", (Row("b", "one two"),)),
-        "authors": EvalSet("general", (Row("c", "Ann"),)),
-        "facts": EvalSet("general", (Row("d", "Bob"), Row("e", "Cid"))),
-        "holdout": EvalSet("holdout", (Row("h", "Zed"),)),
-    }  # fmt: skip
-    known = {one.key: [-1.0] for chosen in sets.values() for one in chosen.rows}
-    known |= {row.text("five"): [-1.0], sets["holdout"].rows[0].key: [-9.0]}
-    ours = {"forget": ["!!!!!!!!!!!!"], "retain": ["one"], "authors": ["Ann"], "facts": ["", ""]}
-    theirs = {**ours, "forget": ["one of"], "retain": ["one two"], "facts": ["Bob", ""]}
-    chosen = benchmark.load("dareu")
-    found, retrained = (
-        measuring.measure(chosen, results(sets, known, said)) for said in (ours, theirs)
-    )
-    table = found[0]
-    assert table["forget_rouge"]["value"] == 0 and table["retain_rouge"]["value"] == 0.5
-    assert table["test_rouge"] == table["test_rouge"] | {"value": pytest.approx(1 / 3), "n": 3}
-    assert table["forget_attribution"]["value"] == 0.125
-    assert table["forget_attribution_held_out"]["value"] == 0.25
-    assert table["forget_broken_rate"]["value"] == 1
-    assert table["forget_truth_ratio"]["value"] == pytest.approx(1)
-    assert table["privacy_min_40_auc"]["value"] == 1
-    assert {"forget_extraction_strength", "retain_extraction_strength"} <= set(table)
-    roles = {name: one.role for name, one in sets.items()}
-    compared = measuring.against(chosen, roles, found, retrained, "paper")
-    assert compared["tow_star"]["value"] == pytest.approx((1 - 0.25) * (1 - 0.5))
-    assert compared["tow"]["value"] == pytest.approx((1 - 0.25) * (1 - 0.5) * (1 - 1 / 3))
-    own = measuring.against(chosen, roles, retrained, retrained, "paper")
-    assert own["tow"]["value"] == own["tow_star"]["value"] == 1
-
-
-@pytest.mark.parametrize("name", ["tow", "tow_star"])
-def test_what_tug_of_war_does_not_see_stands_beside_it(name):
-    """Gibberish and a cheated reward: in every suite that has it, and in its table."""
-    for one in map(benchmark.load, benchmark.built_in()):
-        if any(metric.aggregation == "tug_of_war" for metric in one.metrics):
-            beside = {name, "forget_broken_rate", "forget_attribution_held_out"}
-            assert beside <= set(one.headline) and beside <= {m.metric for m in one.metrics}
-    assert columns.arrow(name) == "↑" and columns.column(name, [])["label"].startswith("ToW")
-    assert columns.arrow("forget_attribution_held_out") == "↓"
