@@ -9,8 +9,11 @@ from jaxunlearn import __version__, commands, commands_adapter
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
-_WITH_CONFIG = ("run", "sweep", "finetune", "evaluate")
-_OWN_OPTIONS = ("--help", "--print-config", "--json", "--logs", "--grid")
+_WITH_CONFIG = ("run", "sweep", "finetune", "evaluate", "attribute")
+_OWN_OPTIONS = (
+    "--help", "--print-config", "--json", "--logs", "--grid", "--text", "--file", "--kinds",
+    "--top",
+)  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -78,6 +81,17 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", metavar="FILE", help="write the numbers to a file")
     logs_help = "write TOFU_EVAL.json and TOFU_SUMMARY.json as open-unlearning does"
     sub.add_argument("--logs", metavar="FOLDER", help=logs_help)
+
+    sub = command("attribute", "tell whose training answers texts come from")
+    sub.add_argument("model", help=model_help)
+    sub.add_argument("config", nargs="?", help=own_help)
+    text_help = "an answer, without its question; may be repeated"
+    sub.add_argument("--text", action="append", default=[], help=text_help)
+    sub.add_argument("--file", metavar="FILE", help="of answers, one in each line")
+    kinds_help = "functions; default: those that need no backward pass to score a text"
+    sub.add_argument("--kinds", metavar="NAME,NAME", help=kinds_help)
+    sub.add_argument("--top", type=int, default=5, metavar="N", help="owners shown; default 5")
+    sub.add_argument("--json", metavar="FILE", help="write all scores to a file")
 
     sub = command("lm-eval", "run tasks of EleutherAI's lm-evaluation-harness")
     sub.add_argument("model", help=model_help)

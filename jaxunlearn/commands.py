@@ -16,6 +16,14 @@ def _load(options: argparse.Namespace) -> Any:
     return config_file.load(options.config, _parsed(options.overrides))
 
 
+def _load_beside(options: argparse.Namespace) -> Any:
+    """The config that is named, else the run folder's own."""
+    own = Path(options.model) / "config.yaml"
+    if options.config is None and own.is_file():
+        options.config = str(own)
+    return _load(options)
+
+
 def _parsed(overrides: dict[str, str]) -> dict[str, Any]:
     """Values as YAML reads them; what is no YAML is text."""
     import yaml
@@ -96,10 +104,7 @@ def finetune(options: argparse.Namespace) -> None:
 
 def evaluate(options: argparse.Namespace) -> None:
     """Prints the numbers of a model."""
-    own = Path(options.model) / "config.yaml"
-    if options.config is None and own.is_file():
-        options.config = str(own)
-    settings = _load(options)
+    settings = _load_beside(options)
     import json
 
     from jaxunlearn import experiment
@@ -119,6 +124,28 @@ def evaluate(options: argparse.Namespace) -> None:
         print(f"note: {note}")
     if options.json:
         write_text(Path(options.json), json.dumps(evaluation.metrics, indent=2) + "\n")
+
+
+def attribute(options: argparse.Namespace) -> None:
+    """Prints the likeliest owners of texts, and how good each function is."""
+    settings = _load_beside(options)
+    import json
+
+    from jaxunlearn import attributing
+    from jaxunlearn.evaluation.robustness import rich_table
+    from jaxunlearn.reveal.theme import read_lines
+    from jaxunlearn.writing import write_text
+
+    if options.top < 1:
+        raise UserError(f"--top: is {options.top}; use 1 or more")
+    texts = options.text + ([] if options.file is None else read_lines(options.file, "--file"))
+    kinds = attributing.CHEAP if options.kinds is None else options.kinds.split(",")
+    found = attributing.attribute(_model(options.model), texts, settings, kinds=kinds)
+    for heading, table in attributing.tables(found, top=options.top).items():
+        print(heading)
+        _console().print(rich_table(table))
+    if options.json:
+        write_text(Path(options.json), json.dumps(attributing.as_json(found), indent=2) + "\n")
 
 
 def lm_eval(options: argparse.Namespace) -> None:

@@ -129,13 +129,14 @@ def rich_table(table: report.PlainTable) -> "rich.table.Table":
     """A table as `jaxunlearn attack` prints it."""
     from rich import box
     from rich.table import Table
+    from rich.text import Text
 
     out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     out.add_column(table["corner"], no_wrap=True)
     for column in table["columns"]:
         out.add_column(column, justify="right", overflow="fold")
     for name, values in table["rows"].items():
-        out.add_row(name, *values)
+        out.add_row(Text(name), *map(Text, values))
     return out
 
 
