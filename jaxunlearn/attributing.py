@@ -32,7 +32,7 @@ from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 
 KINDS: tuple[str, ...] = get_args(get_type_hints(FunctionConfig)["kind"])
-CHEAP = ("classifier", "overlap")
+CHEAP = ("classifier", "encoder", "overlap")
 """What is asked by default: the functions that need no backward pass to score a text."""
 MASKED = (0, 1, 2, 4, 8)
 """Tokens replaced in a report."""

@@ -19,7 +19,8 @@ from jaxunlearn.validation import (
 _KEYS = {
     **dict.fromkeys(("model", "classifier"), ("classifier",)),
     "dimension": ("tracin", "tracin_cosine", "trak"),
-    "label_noise": ("classifier",),
+    "encoder": ("encoder",),
+    "label_noise": ("classifier", "encoder"),
 }
 
 
@@ -45,23 +46,47 @@ class ClassifierSettings:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EncoderSettings:
+    """Sizes of an encoder, and how it is trained, which is as a classifier is."""
+
+    layers: Count = 2
+    width: Count = 128
+    heads: Count = 4
+    epochs: Count = 20
+    rows_per_owner: Count = 1
+    learning_rate: Positive = 1e-3
+    weight_decay: NonNegative = 0.0
+    clip_norm: Positive = 1.0
+    prefix_share: Fraction = 0.5
+    incoherent_rows: Whole = 0
+
+    def __post_init__(self):
+        if self.width % (2 * self.heads):
+            raise ValueError("width must be an even multiple of heads")
+
+
+@dataclass(frozen=True, config=STRICT)
 class FunctionConfig:
     """One attribution function; it is fitted to the training answers of all owners."""
 
-    kind: Literal["classifier", "tracin", "tracin_cosine", "trak", "overlap"] = "classifier"
-    """classifier: a language model with a head (the paper's). tracin, tracin_cosine, trak: by
-    gradients of the model that is to forget. overlap: BM25 over n-grams, which needs no model."""
+    kind: Literal["classifier", "encoder", "tracin", "tracin_cosine", "trak", "overlap"] = (
+        "classifier"
+    )
+    """classifier: a language model with a head (the paper's). encoder: a small bidirectional one
+    with a head, trained from nothing. tracin, tracin_cosine, trak: by gradients of the model that
+    is to forget. overlap: BM25 over n-grams, which needs no model."""
     model: str | None = None
     """Classifier: Hugging Face folder of the model that it is made of, with the tokenizer of the
     model that is to forget; default: that model itself."""
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     """Added to the experiment's: another one makes another function of the same kind."""
     classifier: ClassifierSettings = Field(default_factory=ClassifierSettings)
+    encoder: EncoderSettings = Field(default_factory=EncoderSettings)
     dimension: Count = 512
     """Of the random projection of gradients."""
     label_noise: Fraction = 0.0
-    """Classifier: share of the training answers that are given a random owner, to see what a bad
-    function does."""
+    """Classifier and encoder: share of the training answers that are given a random owner, to see
+    what a bad function does."""
 
     def __post_init__(self):
         refuse_changed(self, _KEYS, "kind", self.kind)

@@ -15,8 +15,8 @@ ORDER = [
     "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
-    "modules", "release", "dareu", "attributing", "evaluating", "stages", "experiment", "run_modules",
-    "shadows", "attacks",
+    "modules", "release", "dareu", "attributing", "evaluating", "stages", "experiment",
+    "run_modules", "shadows", "attacks",
     "sweep", "api", "harness", "commands", "commands_adapter", "cli",
 ]  # fmt: skip
 

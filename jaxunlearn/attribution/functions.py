@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxunlearn.attribution import classifier, gradients, overlap
+from jaxunlearn.attribution import classifier, encoder, gradients, overlap
 from jaxunlearn.attribution.reports import accuracy
 from jaxunlearn.attribution.responses import (
     Attributor,
@@ -38,13 +38,16 @@ def fitted(
     seed += settings.seed
     if settings.kind == "overlap":
         return overlap.fit(responses, seed=seed)
-    if settings.kind != "classifier":
+    if settings.kind in _GRADIENTS:
         return gradients.fit(
             [model], responses, kind=_GRADIENTS[settings.kind], dim=settings.dimension, seed=seed
         )
-    base = base_of(settings, model)
     shown = with_noise(responses, settings.label_noise, seed=seed)
-    found, _ = classifier.train(base, shown, settings.classifier, seed=seed)
+    if settings.kind == "encoder":
+        found, _ = encoder.train(model.config.vocab_size, shown, settings.encoder, seed=seed)
+    else:
+        base = base_of(settings, model)
+        found, _ = classifier.train(base, shown, settings.classifier, seed=seed)
     return calibrated(found, random_prefixes(shown, seed=seed))
 
 
@@ -84,7 +87,7 @@ def check_accuracy(
         raise UserError(
             f"{where}: names the owner of {found:.1%} of the {len(responses)} training answers,"
             f" less than attribution.min_accuracy, {least:.1%}; train it longer"
-            " (classifier.epochs, classifier.learning_rate), take another kind, or set"
+            " (its epochs and learning_rate), take another kind, or set"
             " attribution.min_accuracy: 0 to go on with it"
         )
     return found

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxunlearn.attribution import classifier_files
-from jaxunlearn.attribution.classifier import _schedule, train
+from jaxunlearn.attribution.classifier import train
 from jaxunlearn.attribution.corruption import LONGEST_SPAN, corrupt
+from jaxunlearn.attribution.heads import _schedule
 from jaxunlearn.attribution.reports import accuracy, expected_calibration_error, masking_curve
 from jaxunlearn.attribution.responses import calibrated, in_batches, random_prefixes
 from jaxunlearn.config import AdapterConfig
