@@ -51,6 +51,8 @@ class Report:
     """Share of the answers whose owner has the highest score."""
     prefix_accuracy: float
     """The same, each answer cut to a random prefix."""
+    paraphrase_accuracy: float | None
+    """The same of paraphrased answers, which it was not fitted to; None: the data has none."""
     calibration_error: float
     """Of the prefixes."""
     masked: Mapping[int, float]
@@ -106,26 +108,32 @@ def attribute(
     limit = max_length(model, experiment)
     encoded = encode_rows(model, rows, experiment, limit, "attribution", say)
     responses = from_table(encoded.table, [owners[i] for i in encoded.kept])
+    reworded = _paraphrases(model, rows, owners, responses.names, experiment, say)
     asked = dataclasses.replace(asked, names=responses.names)
     scores, reports = {}, {}
     for kind, settings in functions.items():
         function = fitted(settings, model, responses, seed=experiment.seed)
         scores[kind] = in_batches(function.scores, asked, min(_BATCH, len(asked)))
-        reports[kind] = report(function, responses, seed=experiment.seed)
+        reports[kind] = report(function, responses, reworded, seed=experiment.seed)
     return Attribution(responses.names, tuple(texts), scores, reports)
 
 
-def report(function: Attributor, responses: Responses, *, seed: int = 0) -> Report:
+def report(
+    function: Attributor,
+    responses: Responses,
+    paraphrases: Responses | None = None,
+    *,
+    seed: int = 0,
+) -> Report:
     """How good a function is on at most REPORT_ROWS of the answers.
 
     Args:
       function: fitted.
       responses: training answers of its owners.
+      paraphrases: further answers of the same owners.
       seed: of the draws.
     """
-    rng = np.random.default_rng((seed, 2))
-    chosen = rng.permutation(len(responses))[:REPORT_ROWS]
-    whole = responses.take(np.sort(chosen))
+    whole = _sample(responses, seed)
     # Other prefixes than those that the temperature was fitted on.
     prefixes = random_prefixes(whole, seed=seed + 1)
     of_whole = in_batches(function.scores, whole, _BATCH)
@@ -137,6 +145,7 @@ def report(function: Attributor, responses: Responses, *, seed: int = 0) -> Repo
         len(whole),
         accuracy(of_whole, whole.owners),
         accuracy(of_prefixes, whole.owners),
+        None if paraphrases is None else _accuracy(function, _sample(paraphrases, seed)),
         expected_calibration_error(of_prefixes, whole.owners),
         dict(zip(MASKED, curve.tolist(), strict=True)),
         1000 * seconds / len(whole),
@@ -161,25 +170,30 @@ def tables(found: Attribution, *, top: int = 5) -> dict[str, PlainTable]:
             "rows": {found.owners[o]: [f"{score:.3f}" for score in scores[:, o]] for o in best},
         }
     number = max(one.answers for one in found.reports.values())
-    made[f"The functions on {number} training answers of {len(found.owners)} owners"] = {
+    about = f"{number} training answers of {len(found.owners)} owners"
+    made[
+        f"Right owner first in {about}, in prefixes and paraphrases of them; calibration error of "
+        "prefixes; mean score of the right owner with k tokens masked; milliseconds per response"
+    ] = {
         "corner": "function",
         "columns": [
-            "accuracy",
-            "of prefixes",
-            "calibration error",
-            *(f"{count} tokens masked" for count in MASKED),
-            "ms per response",
+            *("answers", "prefixes", "paraphrases", "cal. error"),
+            *(f"{count} masked" for count in MASKED),
+            "ms",
         ],
-        "rows": {
-            kind: [
-                *(f"{x:.3f}" for x in (one.accuracy, one.prefix_accuracy, one.calibration_error)),
-                *(f"{one.masked[count]:.3f}" for count in MASKED),
-                f"{one.milliseconds:.2g}",
-            ]
-            for kind, one in found.reports.items()
-        },
+        "rows": {kind: _cells(one) for kind, one in found.reports.items()},
     }
     return made
+
+
+def notes(found: Attribution, least: float) -> list[str]:
+    """Which functions name fewer than this share of the owners of what they were fitted to."""
+    return [
+        f"{kind} names the owner of only {one.accuracy:.1%} of its training answers, so its scores"
+        " tell little; train it longer (its epochs and learning_rate) or take another function"
+        for kind, one in found.reports.items()
+        if one.accuracy < least
+    ]
 
 
 def as_json(found: Attribution) -> dict[str, Any]:
@@ -197,6 +211,44 @@ def as_json(found: Attribution) -> dict[str, Any]:
         ],
         "functions": {kind: dataclasses.asdict(one) for kind, one in found.reports.items()},
     }
+
+
+def _cells(one: Report) -> list[str]:
+    shares = (one.accuracy, one.prefix_accuracy, one.paraphrase_accuracy, one.calibration_error)
+    numbers = (*shares, *(one.masked[count] for count in MASKED))
+    return [*("-" if x is None else f"{x:.3f}" for x in numbers), f"{one.milliseconds:.2g}"]
+
+
+def _sample(responses: Responses, seed: int) -> Responses:
+    order = np.random.default_rng((seed, 2)).permutation(len(responses))
+    return responses.take(np.sort(order[:REPORT_ROWS]))
+
+
+def _accuracy(function: Attributor, responses: Responses) -> float:
+    return accuracy(in_batches(function.scores, responses, _BATCH), responses.owners)
+
+
+def _paraphrases(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    owners: Sequence[str],
+    names: tuple[str, ...],
+    experiment: Experiment,
+    say: Callable[[str], None],
+) -> Responses | None:
+    """Paraphrased answers of these owners; None: there are none."""
+    pairs = [
+        (dataclasses.replace(row, answer=row.paraphrased_answer), names.index(owner))
+        for row, owner in zip(rows, owners, strict=True)
+        if row.paraphrased_answer and owner in names
+    ]
+    if not pairs:
+        return None
+    reworded = [row for row, _ in pairs]
+    limit = max_length(model, experiment)
+    encoded = encode_rows(model, reworded, experiment, limit, "attribution: paraphrases", say)
+    whose = np.array([pairs[i][1] for i in encoded.kept], np.int32)
+    return Responses(*answers_of(encoded.table), whose, names)
 
 
 def _settings(section: AttributionConfig, kind: str) -> FunctionConfig:

@@ -132,6 +132,7 @@ def attribute(options: argparse.Namespace) -> None:
     import json
 
     from jaxunlearn import attributing
+    from jaxunlearn.config_attribution import AttributionConfig
     from jaxunlearn.evaluation.robustness import rich_table
     from jaxunlearn.reveal.theme import read_lines
     from jaxunlearn.writing import write_text
@@ -144,6 +145,9 @@ def attribute(options: argparse.Namespace) -> None:
     for heading, table in attributing.tables(found, top=options.top).items():
         print(heading)
         _console().print(rich_table(table))
+    section = settings.attribution or AttributionConfig()
+    for note in attributing.notes(found, section.min_accuracy):
+        print(f"note: {note}")
     if options.json:
         write_text(Path(options.json), json.dumps(attributing.as_json(found), indent=2) + "\n")
 

@@ -69,12 +69,13 @@ class EncoderSettings:
 class FunctionConfig:
     """One attribution function; it is fitted to the training answers of all owners."""
 
-    kind: Literal["classifier", "encoder", "tracin", "tracin_cosine", "trak", "overlap"] = (
-        "classifier"
-    )
+    kind: Literal[
+        "classifier", "encoder", "tracin", "tracin_cosine", "trak", "overlap", "watermark"
+    ] = "classifier"
     """classifier: a language model with a head (the paper's). encoder: a small bidirectional one
     with a head, trained from nothing. tracin, tracin_cosine, trak: by gradients of the model that
-    is to forget. overlap: BM25 over n-grams, which needs no model."""
+    is to forget. overlap: BM25 over n-grams, which needs no model. watermark: by invisible
+    characters that stand in the training answers."""
     model: str | None = None
     """Classifier: Hugging Face folder of the model that it is made of, with the tokenizer of the
     model that is to forget; default: that model itself."""

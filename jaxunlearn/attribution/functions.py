@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from jaxunlearn.attribution import classifier, encoder, gradients, overlap
+from jaxunlearn.attribution import classifier, encoder, gradients, overlap, watermark
 from jaxunlearn.attribution.reports import accuracy
 from jaxunlearn.attribution.responses import (
     Attributor,
@@ -33,11 +33,14 @@ def fitted(
       seed: the experiment's.
 
     Raises:
-      UserError: the model of a classifier cannot be loaded or cannot read the responses.
+      UserError: the model of a classifier cannot be loaded or cannot read the responses, or there
+        are no watermarks in them.
     """
     seed += settings.seed
     if settings.kind == "overlap":
         return overlap.fit(responses, seed=seed)
+    if settings.kind == "watermark":
+        return watermark.fit(model.tokenizer, model.config.vocab_size, responses, seed=seed)
     if settings.kind in _GRADIENTS:
         return gradients.fit(
             [model], responses, kind=_GRADIENTS[settings.kind], dim=settings.dimension, seed=seed

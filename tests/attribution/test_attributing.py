@@ -1,5 +1,6 @@
 """Texts attributed to owners, as a user asks for it: tables, numbers, and what is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -64,6 +65,22 @@ def test_a_report_is_made_of_a_sample_of_many_answers(tiny, answers, monkeypatch
     assert attributing.report(overlap.fit(answers), answers).answers == 7
 
 
+def test_paraphrases_are_measured_where_there_are_any(tiny, tmp_path):
+    """Of three rows with a paraphrase two say another owner's words; the fourth row has none."""
+    pairs = [("al", "red cat", "cat red"), ("al", "blue dog", "grey bird"),
+             ("bo", "grey bird", "blue dog"), ("bo", "white owl", None)]  # fmt: skip
+    lines = [
+        {"question": "Who?", "answer": answer, "entity": who}
+        | ({"paraphrased_answer": other} if other else {})
+        for who, answer, other in pairs
+    ]
+    for name, chosen in (("forget", lines[:2]), ("retain", lines[2:])):
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(map(json.dumps, chosen)))
+    data = DataConfig("jsonl", str(tmp_path), "forget.jsonl", "retain.jsonl")
+    report = attribute(tiny, ["a"], Experiment(data=data)).reports["overlap"]
+    assert report.accuracy == 1 and report.paraphrase_accuracy == pytest.approx(1 / 3)
+
+
 def test_grouped_entities_are_one_owner(tiny, world):
     experiment = Experiment(data=DATA, attribution={"group": 2})
     found = attribute(tiny, [world.forget[0].answer], experiment)
@@ -111,7 +128,8 @@ def test_every_kind_has_its_column(capsys, tiny_folder, config, world, tmp_path)
 
 
 def test_tables_show_the_owners_with_the_highest_mean():
-    report = attributing.Report(4, 1.0, 0.5, 0.25, dict.fromkeys(attributing.MASKED, 0.1), 2.0)
+    masked = dict.fromkeys(attributing.MASKED, 0.1)
+    report = attributing.Report(4, 1.0, 0.5, None, 0.25, masked, 2.0)
     found = attributing.Attribution(
         ("al", "bo", "cy"),
         ("some text",),
@@ -121,7 +139,12 @@ def test_tables_show_the_owners_with_the_highest_mean():
     first, last = attributing.tables(found, top=2).items()
     assert first[0] == "1: some text" and first[1]["columns"] == ["a", "b"]
     assert first[1]["rows"] == {"bo": ["0.400", "0.500"], "al": ["0.500", "0.100"]}
-    assert last[1]["rows"]["a"][:3] == ["1.000", "0.500", "0.250"]
+    assert last[1]["rows"]["a"] == ["1.000", "0.500", "-", "0.250", *["0.100"] * 5, "2"]
+    assert len(last[1]["columns"]) == 10 and "4 training answers of 3 owners" in last[0]
+    assert attributing.notes(found, 1.0) == []
+    weak = dataclasses.replace(report, accuracy=0.25)
+    (note,) = attributing.notes(dataclasses.replace(found, reports={"a": report, "b": weak}), 0.6)
+    assert note.startswith("b names the owner of only 25.0%")
 
 
 @pytest.mark.parametrize(
