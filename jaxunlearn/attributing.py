@@ -10,13 +10,16 @@ from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
+from jaxunlearn.attribution.classifier import LastToken
 from jaxunlearn.attribution.functions import fitted
+from jaxunlearn.attribution.heads import Classifier
 from jaxunlearn.attribution.owners import owners_of
 from jaxunlearn.attribution.reports import accuracy, expected_calibration_error, masking_curve
 from jaxunlearn.attribution.responses import (
     Attributor,
     Responses,
     answers_of,
+    check_readable,
     from_table,
     in_batches,
     random_prefixes,
@@ -113,6 +116,9 @@ def attribute(
     scores, reports = {}, {}
     for kind, settings in functions.items():
         function = fitted(settings, model, responses, seed=experiment.seed)
+        if isinstance(function, Classifier) and isinstance(function.network, LastToken):
+            # Its model may be another one, which takes less.
+            check_readable(function.network.config, asked)
         scores[kind] = in_batches(function.scores, asked, min(_BATCH, len(asked)))
         reports[kind] = report(function, responses, reworded, seed=experiment.seed)
     return Attribution(responses.names, tuple(texts), scores, reports)

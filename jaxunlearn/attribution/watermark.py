@@ -145,16 +145,21 @@ def embed(
     Args:
       rows: to be trained on.
       owners: whose each is.
-      after: words before a watermark; in a shorter answer it stands at the end.
+      after: words before a watermark, at least 1; in a shorter answer it stands at the end.
       length: characters of a watermark.
       seed: another one gives other watermarks.
 
     Raises:
-      ValueError: watermarks too short to be told from a joiner or from each other.
+      ValueError: `after` below 1, or watermarks too short to be told from a joiner or from each
+        other.
     """
+    if after < 1:
+        raise ValueError(f"after must be at least 1, got {after}")
     marks = {owner: watermark(owner, length=length, seed=seed) for owner in dict.fromkeys(owners)}
     if length < SHORTEST or len(set(marks.values())) < len(marks):
-        raise ValueError(f"length {length} is too short for {len(marks)} owners, or below 4")
+        raise ValueError(
+            f"length {length} is too short for {len(marks)} owners, or below {SHORTEST}"
+        )
     word = re.compile(rf"\s*(?:\S+\s+){{0,{after - 1}}}\S+")
 
     def marked(answer: str, mark: str) -> str:

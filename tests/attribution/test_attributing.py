@@ -8,12 +8,13 @@ import pytest
 import yaml
 
 from jaxunlearn import attributing, cli
-from jaxunlearn.attribution import overlap
+from jaxunlearn.attribution import overlap, watermark
 from jaxunlearn.attribution.responses import from_table
 from jaxunlearn.config import DataConfig, Experiment
 from jaxunlearn.config_attribution import FunctionConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.errors import UserError
+from jaxunlearn.models.checkpoint_hf import export_model
 
 DATA = DataConfig(people=6, forget_people=2)
 PEOPLE = Experiment(data=DATA)
@@ -79,6 +80,21 @@ def test_paraphrases_are_measured_where_there_are_any(tiny, tmp_path):
     data = DataConfig("jsonl", str(tmp_path), "forget.jsonl", "retain.jsonl")
     report = attribute(tiny, ["a"], Experiment(data=data)).reports["overlap"]
     assert report.accuracy == 1 and report.paraphrase_accuracy == pytest.approx(1 / 3)
+
+
+def test_a_watermark_in_a_text_is_its_owner_s(tiny, world, tmp_path):
+    for name, rows in (("forget", world.forget), ("retain", world.retain)):
+        marked = watermark.embed(rows, [row.entity for row in rows], length=6)
+        lines = [
+            json.dumps({"question": row.question, "answer": row.answer, "entity": row.entity})
+            for row in marked
+        ]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    data = DataConfig("jsonl", str(tmp_path), "forget.jsonl", "retain.jsonl")
+    chosen = [world.forget[0].entity, world.retain[0].entity]
+    texts = [f"Some{watermark.watermark(one, length=6)} words" for one in chosen]
+    found = attribute(tiny, texts, Experiment(data=data), ("watermark",))
+    assert [found.owners[i] for i in found.scores["watermark"].argmax(axis=1)] == chosen
 
 
 def test_grouped_entities_are_one_owner(tiny, world):
@@ -171,6 +187,19 @@ def test_a_model_that_is_none_is_one_line(capsys, config, tmp_path):
     assert status == 2 and "gone: no such folder" in err and len(err.splitlines()) == 1
     status, _, err = run(capsys, "attribute", tmp_path, config, "--text", "a")
     assert status == 2 and "config.json" in err and len(err.splitlines()) == 1
+
+
+def test_a_classifier_of_a_model_that_takes_less_says_so(tiny, tmp_path):
+    short = dataclasses.replace(
+        tiny,
+        config=dataclasses.replace(tiny.config, max_positions=24),
+        hf_config={**tiny.hf_config, "max_position_embeddings": 24},
+    )
+    export_model(short, tmp_path / "short")
+    quick = {"model": str(tmp_path / "short"), "classifier": {"epochs": 1}}
+    experiment = Experiment(data=DATA, attribution={"function": quick})
+    with pytest.raises(UserError, match="attributor's model takes 24"):
+        attribute(tiny, ["a b c d e f g h i j k l m n o p"], experiment, ("classifier",))
 
 
 @pytest.mark.parametrize(

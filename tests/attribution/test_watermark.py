@@ -56,6 +56,8 @@ def test_a_watermark_stands_after_the_first_words_and_the_rest_is_left_alone():
     assert found[0].question == "q"
     with pytest.raises(ValueError, match="length 3 is too short"):
         embed(rows, ["al", "al", "bo"], length=3)
+    with pytest.raises(ValueError, match="after must be at least 1, got 0"):
+        embed(rows, ["al", "al", "bo"], after=0)
 
 
 @settings(max_examples=60, deadline=None)
