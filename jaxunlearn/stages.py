@@ -139,6 +139,7 @@ class Stages:
                     say=self._note,
                 ),
             )
+        self.data = self.attributions.attached(self.data, target, self.experiment)
 
     def retrained(self) -> LanguageModel | None:
         """The reference that never saw the forget rows: given, trained, or None."""

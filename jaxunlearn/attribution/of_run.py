@@ -1,7 +1,7 @@
 """The attribution functions of a run: fitted once, before anything is unlearned."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from jaxunlearn.attribution.responses import (
 from jaxunlearn.config import Experiment
 from jaxunlearn.config_attribution import AttributionConfig, FunctionConfig
 from jaxunlearn.data import tokens
-from jaxunlearn.data.rows import Row, Scorer, Text, UnlearningData
+from jaxunlearn.data.rows import EvalSet, Row, Text, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, max_length
@@ -51,22 +51,30 @@ class Attributions:
         found = [place.get(self.owner_of.get(row.entity, ""), -1) for row in rows]
         return np.array(found, np.int32)
 
-    def scorers(
-        self, rows: Sequence[Row], model: LanguageModel, experiment: Experiment
-    ) -> dict[str, Scorer]:
-        """By the names of FUNCTIONS: how much of an answer is attributed to its question's owner.
+    def attached(
+        self, data: UnlearningData, model: LanguageModel, experiment: Experiment
+    ) -> UnlearningData:
+        """The data, whose forget sets now know how much of an answer is attributed to the owner of
+        its question.
 
         Args:
-          rows: whose questions may be asked.
+          data: what is evaluated.
           model: with the tokenizer of the functions; it does not answer.
           experiment: its template and limit count.
         """
-        owners = dict(zip((row.question for row in rows), self.owners(rows), strict=True))
+        return replace(
+            data,
+            evaluation={
+                name: self._with_scorers(one, model, experiment) if one.role == "forget" else one
+                for name, one in data.evaluation.items()
+            },
+        )
+
+    def _with_scorers(self, one: EvalSet, model: LanguageModel, experiment: Experiment) -> EvalSet:
+        owners = dict(zip((row.question for row in one.rows), self.owners(one.rows), strict=True))
         score = partial(_score, owners=owners, model=model, experiment=experiment)
-        return {
-            name: partial(score, attributor=one)
-            for name, one in zip(FUNCTIONS, self.functions, strict=True)
-        }
+        rewarding, held_out = (partial(score, attributor=each) for each in self.functions)
+        return replace(one, attribution=rewarding, attribution_held_out=held_out)
 
 
 def fit(
@@ -143,7 +151,7 @@ def _made(
     seed: int,
     place: Path | None,
 ) -> Attributor:
-    if place is None or settings.kind != "classifier":
+    if place is None or settings.kind not in ("classifier", "encoder"):
         return fitted(settings, model, responses, seed=seed)
     if place.exists():
         return classifier_files.load(place, base_of(settings, model))
