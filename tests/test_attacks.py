@@ -20,6 +20,7 @@ from jaxunlearn.attacks.case import Case, Options
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import Row
 from jaxunlearn.evaluation import layers, robustness
+from jaxunlearn.evaluation.answering import Answers
 from jaxunlearn.evaluation.quantize import FORMATS, quantised
 from jaxunlearn.evaluation.robustness import quantisation_robustness, relearning_robustness
 from jaxunlearn.progress import Bars
@@ -66,7 +67,7 @@ def says(monkeypatch, answer):
     def answer_texts(model, prompts, settings, *, seed=0, **options):
         asked.append(prompts)
         said = model.tokenizer.batch_decode(answer(seed, prompts), skip_special_tokens=True)
-        return [text.strip() for text in said], 0
+        return Answers([text.strip() for text in said], 0, [False] * len(said))
 
     # Of the attacks alone: the measuring of the plain prompt goes on as it is.
     monkeypatch.setattr(prompts, "answer_texts", answer_texts)

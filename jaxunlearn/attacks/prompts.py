@@ -89,8 +89,8 @@ def sample(case: Case) -> list[Measured]:
     settings, drawn = case.experiment.evaluation, []
     for number in range(case.options.samples):
         seed = case.experiment.seed + number
-        texts, _ = answer_texts(case.model, prompts, settings, sampling=Sampling(1.0), seed=seed)
-        drawn.append(rouge_l_recall(texts, truths))
+        answers = answer_texts(case.model, prompts, settings, sampling=Sampling(1.0), seed=seed)
+        drawn.append(rouge_l_recall(answers.texts, truths))
         case.stage.update(number + 1, case.options.samples, "samples")
     return [
         measured("greedy", {"rouge": case.before["rouge"]}),
@@ -113,8 +113,8 @@ def _continued(case: Case, starts: Sequence[str], truths: Sequence[str]) -> np.n
         while ids[-1] in model.stop_tokens:
             ids.pop()
         prompts[begun[index]] = ids
-    texts, _ = answer_texts(model, prompts, case.experiment.evaluation)
-    return rouge_l_recall(texts, truths)
+    answers = answer_texts(model, prompts, case.experiment.evaluation)
+    return rouge_l_recall(answers.texts, truths)
 
 
 def _plain_prompts(case: Case) -> list[list[int]]:

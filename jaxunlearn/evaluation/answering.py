@@ -29,8 +29,8 @@ def answer_texts(
     sampling: Sampling = GREEDY,
     seed: int = 0,
     on_rows: Callable[[int], None] | None = None,
-) -> tuple[list[str], int]:
-    """The answer to each prompt; an empty one where a prompt leaves no room for it.
+) -> Answers:
+    """The answer to each prompt.
 
     Args:
       model: with a tokenizer.
@@ -39,24 +39,7 @@ def answer_texts(
       sampling: greedy by default.
       seed: of the random draws.
       on_rows: called with the number of prompts done after each batch.
-
-    Returns:
-      The n texts without special tokens and outer blanks, and how many prompts left no room.
     """
-    found = answers(model, prompts, config, sampling=sampling, seed=seed, on_rows=on_rows)
-    return found.texts, found.no_room
-
-
-def answers(
-    model: LanguageModel,
-    prompts: Sequence[Sequence[int]],
-    config: EvaluationConfig,
-    *,
-    sampling: Sampling = GREEDY,
-    seed: int = 0,
-    on_rows: Callable[[int], None] | None = None,
-) -> Answers:
-    """`answer_texts`, and which of them were cut."""
     room = model.config.max_positions - config.max_new_tokens
     fits = [i for i, ids in enumerate(prompts) if len(ids) <= room]
     said = generate(

@@ -273,13 +273,14 @@ class _Work:
             if length is not None:
                 settings = dataclasses.replace(settings, max_new_tokens=length)
             sampling = Sampling(temperature)
-            texts, count = answer_texts(
+            answers = answer_texts(
                 self.model, prompts, settings, sampling=sampling, on_rows=self.add
             )
-            no_room += count
+            no_room += answers.no_room
+            texts = answers.texts
             if not temperature:
-                answers = dict(zip(asked, texts, strict=True))
-                texts = [answers[key] for key in keys]
+                answer_to = dict(zip(asked, texts, strict=True))
+                texts = [answer_to[key] for key in keys]
             rest = iter(texts)
             for name in names:
                 said = itertools.islice(rest, len(sets[name].rows))

@@ -6,7 +6,7 @@ from jaxunlearn.config import EvaluationConfig
 from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
-from jaxunlearn.evaluation.answering import Answers, answers
+from jaxunlearn.evaluation.answering import Answers, answer_texts
 from jaxunlearn.models.generate import Sampling
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.reveal.candidates import Candidate, prompted
@@ -58,7 +58,7 @@ def draw_answers(
         batch_size=settings.batch_size, max_new_tokens=settings.max_new_tokens
     )
     sampling = Sampling(settings.temperature, top_p=settings.top_p)
-    found = answers(model, prompts, limits, sampling=sampling, seed=seed)
+    found = answer_texts(model, prompts, limits, sampling=sampling, seed=seed)
     if found.no_room and found.no_room == len(prompts):
         shortest = min(map(len, prompts))
         raise UserError(

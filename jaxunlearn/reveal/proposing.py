@@ -109,7 +109,7 @@ def decoded(
         softened, before = with_soft_prompts(model, np.stack([point.soft for point in points]))
         prompt = _prompt(model, shown, room=model.config.max_positions - _LONGEST - len(before[0]))
         limits = EvaluationConfig(batch_size=settings.batch_size, max_new_tokens=_LONGEST)
-        said, _ = answer_texts(softened, [ids + prompt for ids in before], limits)
+        said = answer_texts(softened, [ids + prompt for ids in before], limits).texts
         first: dict[str, Candidate] = {}
         for point, text in zip(points, map(first_sentence, said), strict=True):
             if text:

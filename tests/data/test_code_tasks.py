@@ -20,6 +20,7 @@ from jaxunlearn.data.formats import load
 from jaxunlearn.data.rows import EvalSet, Row, Text
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation import benchmark, suite
+from jaxunlearn.evaluation.answering import Answers
 from jaxunlearn.evaluation.results import Results
 from jaxunlearn.evaluation.statistics import STATISTICS
 
@@ -297,7 +298,8 @@ def test_an_evaluation_by_the_suite(tiny, tmp_path, monkeypatch):
 
     def answer(model, prompts, config, **options):
         asked = [model.tokenizer.decode(prompt) for prompt in prompts]
-        return [next(said[word] for word in said if word in one) for one in asked], 0
+        texts = [next(said[word] for word in said if word in one) for one in asked]
+        return Answers(texts, 0, [False] * len(texts))
 
     monkeypatch.setattr(suite, "answer_texts", answer)
     settings = EvaluationConfig(suite="code", batch_size=4)
