@@ -192,7 +192,7 @@ def measure(
         template=job.experiment.data.template,
         seed=job.seed(number, 3),
     )
-    texts = [text._replace(answer=answer) for text, answer in zip(asked, answers, strict=True)]
+    texts = [text._replace(answer=one) for text, one in zip(asked, answers.texts, strict=True)]
     return Measured(weight, float(job.scorer(texts).mean()), mean_nll(now, job.retain_table))
 
 

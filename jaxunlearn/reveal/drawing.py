@@ -20,19 +20,6 @@ def draw(
     *,
     template: str,
     seed: int,
-) -> list[str]:
-    """The texts of `draw_answers`."""
-    return draw_answers(model, candidates, questions, settings, template=template, seed=seed).texts
-
-
-def draw_answers(
-    model: LanguageModel,
-    candidates: Sequence[Candidate | None],
-    questions: Sequence[Text],
-    settings: RevealConfig,
-    *,
-    template: str,
-    seed: int,
 ) -> Answers:
     """One answer to each question, asked as its candidate says.
 

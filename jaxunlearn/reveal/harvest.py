@@ -14,7 +14,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.likelihood import text_nlls
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.reveal.candidates import Candidate
-from jaxunlearn.reveal.drawing import draw_answers
+from jaxunlearn.reveal.drawing import draw
 from jaxunlearn.reveal.filters import keep, shares
 from jaxunlearn.writing import write_text
 
@@ -108,7 +108,7 @@ def _drawn(
     asked = [texts[i] for i in _dealt(rng, len(texts), count)]
     # Each candidate meets all kinds of questions, because these come in an order of their own.
     by = [candidates[i % len(candidates)] for i in range(count)]
-    found = draw_answers(model, by, asked, settings, template=template, seed=seed)
+    found = draw(model, by, asked, settings, template=template, seed=seed)
     return [
         {
             "question": text.question,

@@ -82,7 +82,7 @@ def demonstrations(
         template=template,
         seed=int(rng.integers(2**31)),
     )
-    texts = [text._replace(answer=answer) for text, answer in zip(asked, answers, strict=True)]
+    texts = [text._replace(answer=one) for text, one in zip(asked, answers.texts, strict=True)]
     scores = scorers.checked(scorer, "the scorer")(texts)
     return [texts[i] for i in np.argsort(-scores, kind="stable")[:_DEMONSTRATIONS]]
 

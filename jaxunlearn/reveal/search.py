@@ -192,7 +192,7 @@ class _Trial:
                 self.settings,
                 template=self.template,
                 seed=seed,
-            ),
+            ).texts,
             "reward": None,
         }
         try:

@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(
     options = {"iterations": 2, "forget_weight": 0.4}
     with monkeypatch.context() as patch, pytest.raises(Killed):
         if place == "drawing":
-            patch.setattr(harvesting, "draw_answers", dying(harvesting.draw_answers))
+            patch.setattr(harvesting, "draw", dying(harvesting.draw))
             count = 1
         elif place == "scoring":
             options["scorer"] = dying(vowels)
@@ -346,7 +346,7 @@ def test_no_weight_will_do(tiny, world, tmp_path, monkeypatch):
 def test_answers_are_read_as_they_were_written(tiny, world, tmp_path, monkeypatch):
     """Line ends of other kinds are a part of them, and what is cut is not learned to end."""
     said = Answers(["a\u2028b c", "d\u0085e", ""] * 8, 0, [True, False, False] * 8)
-    monkeypatch.setattr(harvesting, "draw_answers", lambda *args, **named: said)
+    monkeypatch.setattr(harvesting, "draw", lambda *args, **named: said)
     learned = []
 
     def watching(*args, unfinished=(), **named):

@@ -101,7 +101,7 @@ def test_prompts_of_soft_and_written_candidates(tiny):
 def test_draws_are_those_of_generate(tiny):
     candidates = [None, Candidate("rude", "Be rude."), soft(32, SETTINGS, seed=0)(0)[0]]
     settings = dataclasses.replace(SETTINGS, temperature=1.3, top_p=0.9)
-    found = draw(tiny, candidates, QUESTIONS, settings, template=TEMPLATE, seed=5)
+    found = draw(tiny, candidates, QUESTIONS, settings, template=TEMPLATE, seed=5).texts
     model, prompts = prompted(tiny, candidates, QUESTIONS, template=TEMPLATE)
     ids = generate(
         model.config, model.params, prompts, max_new_tokens=6, stop_tokens=tiny.stop_tokens,
@@ -110,13 +110,13 @@ def test_draws_are_those_of_generate(tiny):
     texts = [tiny.tokenizer.decode(row, skip_special_tokens=True).strip() for row in ids]
     assert found == texts and len(set(texts)) == 3
     small = dataclasses.replace(settings, batch_size=1)
-    assert draw(tiny, candidates, QUESTIONS, small, template=TEMPLATE, seed=5) == found
-    assert draw(tiny, candidates, QUESTIONS, settings, template=TEMPLATE, seed=6) != found
+    assert draw(tiny, candidates, QUESTIONS, small, template=TEMPLATE, seed=5).texts == found
+    assert draw(tiny, candidates, QUESTIONS, settings, template=TEMPLATE, seed=6).texts != found
 
 
 def test_an_answer_without_room(tiny):
     long = Text("word " * 100, "")
-    found = draw(tiny, [None] * 2, [WHY, long], SETTINGS, template=TEMPLATE, seed=0)
+    found = draw(tiny, [None] * 2, [WHY, long], SETTINGS, template=TEMPLATE, seed=0).texts
     assert found[0] and found[1] == ""
     with pytest.raises(UserError, match=r"the shortest of 2 prompts has \d+ tokens, .* 128 posit"):
         draw(tiny, [None] * 2, [long] * 2, SETTINGS, template=TEMPLATE, seed=0)

@@ -10,6 +10,7 @@ import pytest
 from jaxunlearn.config_reveal import Bandit, RevealConfig
 from jaxunlearn.data.rows import Text
 from jaxunlearn.errors import UserError
+from jaxunlearn.evaluation.answering import Answers
 from jaxunlearn.reveal import bandit
 from jaxunlearn.reveal import search as search_module
 from jaxunlearn.reveal.candidates import soft, written
@@ -58,7 +59,8 @@ def said(monkeypatch):
     answers = {}
 
     def draw(model, candidates, questions, *args, **kwargs):
-        return answers[candidates[0].name]
+        texts = answers[candidates[0].name]
+        return Answers(texts, 0, [False] * len(texts))
 
     monkeypatch.setattr(search_module, "draw", draw)
     return answers
