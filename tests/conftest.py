@@ -13,6 +13,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import jax
 import pytest
 
+from jaxunlearn import cli
 from jaxunlearn.data import synthetic, tokens
 from jaxunlearn.models import transformer
 from jaxunlearn.models.families import read_config
@@ -20,6 +21,26 @@ from jaxunlearn.models.language_model import LanguageModel
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TEMPLATE = "Question: {question}\nAnswer:"
+
+
+def run(capsys, *arguments):
+    """Exit status, standard output, standard error."""
+    try:
+        status = cli.main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+def refused(capsys, *arguments):
+    """The one line that a wrong input gives."""
+    status, _, err = run(capsys, *arguments)
+    assert status == 2
+    assert "Traceback" not in err
+    errors = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    return errors[0]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,9 +7,10 @@ import sys
 import pytest
 import yaml
 
-from jaxunlearn import cli, config, config_data
+from jaxunlearn import config, config_data
 from jaxunlearn.data import formats
 from jaxunlearn.runs import RunFolder
+from tests.conftest import refused, run
 
 SMALL = {
     "data": {"people": 6, "forget_people": 2, "holdout_people": 2},
@@ -19,26 +20,6 @@ SMALL = {
     "training": {"epochs": 2, "batch_size": 10},
     "evaluation": {"max_new_tokens": 4, "limit": 6},
 }  # fmt: skip
-
-
-def run(capsys, *arguments):
-    """Exit status, standard output, standard error."""
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    out = capsys.readouterr()
-    return status, out.out, out.err
-
-
-def refused(capsys, *arguments):
-    """The one line that a wrong input gives."""
-    status, _, err = run(capsys, *arguments)
-    assert status == 2
-    assert "Traceback" not in err
-    errors = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1
-    return errors[0]
 
 
 @pytest.fixture

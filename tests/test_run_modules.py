@@ -11,7 +11,7 @@ import yaml
 from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file
 
-from jaxunlearn import cli, config_file
+from jaxunlearn import config_file
 from jaxunlearn.models import lora
 from jaxunlearn.models.adapter_algebra import add, concatenate
 from jaxunlearn.models.checkpoint_hf import export_model
@@ -19,6 +19,7 @@ from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.lora import Adapter
 from jaxunlearn.modules import Module, ModuleStore, modules_folder
 from jaxunlearn.run_modules import listing, open_run
+from tests.conftest import refused, run
 
 CONFIG = {
     "name": "small",
@@ -33,24 +34,6 @@ CONFIG = {
     "evaluation": {"max_new_tokens": 4, "limit": 6},
 }  # fmt: skip
 PROMPT = ["--prompt", "Who is", "--max-new-tokens", 4]
-
-
-def run(capsys, *arguments):
-    """Exit status, standard output, standard error."""
-    try:
-        status = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        status = stop.code
-    out = capsys.readouterr()
-    return status, out.out, out.err
-
-
-def refused(capsys, *arguments):
-    """The one line that a wrong input gives."""
-    status, _, err = run(capsys, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert status == 2 and len(lines) == 1 and "Traceback" not in err
-    return lines[0]
 
 
 def random_adapter(model, rank, seed, targets=None):
