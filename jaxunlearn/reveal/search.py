@@ -197,6 +197,7 @@ class _Trial:
         }
         try:
             rated = self._rated(candidate, questions, record["answers"], rng)
+        # Whatever a user's scorer or embedder raises: the answers took long and shall not be lost.
         except Exception:
             if earlier is None:
                 self.log.write(record)
