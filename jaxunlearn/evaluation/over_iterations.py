@@ -9,7 +9,7 @@ from jaxunlearn.evaluation.plots import INK, LINE, SLOTS, inline_svg, new_figure
 
 Iterations = Sequence[Mapping[str, Any]]
 """Of one method, as `release.iteration.Iteration` holds them; a point of a curve is (weight of the
-forget adapter, score, NLL of retain rows)."""
+forget adapter, score, NLL of retain rows, None where it is not finite)."""
 
 _COLUMNS = (
     "answers", "kept", "forget NLL", "signal", "weight", "score", "utility lost", "A overlap",
@@ -48,8 +48,10 @@ def panels(release: Mapping[str, Iterations]) -> list[dict[str, str]]:
     return [{"title": label, "svg": _panel(label, known, *frame)} for label, known in drawn.items()]
 
 
-def lost(retain_nll: float, iterations: Iterations) -> float:
-    """Share of the start model's utility exp(-NLL) that is gone."""
+def lost(retain_nll: float | None, iterations: Iterations) -> float:
+    """Share of the start model's utility exp(-NLL) that is gone; all of it without an NLL."""
+    if retain_nll is None:
+        return 1.0
     return 1 - math.exp(iterations[0]["before"][2] - retain_nll)
 
 

@@ -21,8 +21,8 @@ class Measured(NamedTuple):
     forget_weight: float
     score: float
     """Mean score of what it says."""
-    retain_nll: float
-    """Mean over answer tokens of retain rows."""
+    retain_nll: float | None
+    """Mean over answer tokens of retain rows; None: it is not finite, the model is destroyed."""
 
 
 def utility_drop(now: float, start: float) -> float:
@@ -54,6 +54,6 @@ def smallest(
 
 def keeps(one: Measured, settings: Release, start_nll: float) -> bool:
     """Whether there is any utility, and it is within the bound, if there is one."""
-    if not math.isfinite(one.retain_nll):
+    if one.retain_nll is None:
         return False
     return settings.bound is None or utility_drop(one.retain_nll, start_nll) <= settings.bound

@@ -29,6 +29,7 @@ from jaxunlearn.release.iteration import (
     Learned,
     Pair,
     controlled,
+    finite,
     mean_overlap,
     measure,
     signal,
@@ -65,7 +66,7 @@ def release(job: Job, store: ModuleStore) -> Iterator[tuple[Iteration, LanguageM
         if done is None:
             first = None if number == 1 else _read(job.folder / "1" / "iteration.json")
             done = _iterate(job, store, model.merged(), number, first)
-            write_text(path, json.dumps(dataclasses.asdict(done), indent=2) + "\n")
+            write_text(path, json.dumps(dataclasses.asdict(done), indent=2, allow_nan=False) + "\n")
         # Always of the start model, so that the modules alone decide the weights.
         model = composed(job.start, _used(store, number))
         yield done, model
@@ -86,6 +87,11 @@ def _iterate(
     settings = job.settings
     before = measure(job, model, number)
     done = Iteration(number, before)
+    if before.retain_nll is None:
+        raise UserError(
+            f"iteration {number}: the model gives retain rows no finite likelihood, so that no loss"
+            " of utility can be measured; start from a model whose weights are finite"
+        )
     start_nll = before.retain_nll if first is None else first.before.retain_nll
     if before.score <= settings.target_score:
         ended = f"the score is {before.score:.3g}, the target {settings.target_score}"
@@ -117,7 +123,7 @@ def _iterate(
         why = (
             "no weight forgets enough and keeps the utility"
             if settings.line_search
-            else ("it takes too much of the utility")
+            else "it takes too much of the utility"
         )
         return dataclasses.replace(done, curve=curve, ended=f"{why}; it is not used")
     ended = None
@@ -197,8 +203,8 @@ def _with_forget_nll(
     job: Job, model: LanguageModel, rows: Sequence[Row], done: Iteration
 ) -> Iteration:
     nlls = text_nlls(model, [row.key for row in rows], job.experiment.data.template)
-    nll = float(nlls[nlls == nlls].mean())
-    if nll < SATURATED:
+    nll = finite(float(nlls[nlls == nlls].mean()))
+    if nll is not None and nll < SATURATED:
         job.say(
             f"iteration {done.number}: the NLL of the forget rows is {nll:.2g} before any training;"
             " rows that are known so well hardly train the forget adapter"

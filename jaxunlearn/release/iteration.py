@@ -1,5 +1,6 @@
 """One iteration of Release: adapters are trained on what the model revealed, and weighed."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -90,7 +91,7 @@ class Iteration:
     signal: float | None = None
     """Relative fall of the NLL of real forget rows when the forget adapter is added: whether it
     learned anything about them."""
-    overlap: Mapping[str, float] = field(default_factory=dict)
+    overlap: Mapping[str, float | None] = field(default_factory=dict)
     """Of retain and forget adapter: means over targets and layers."""
     curve: Sequence[Measured] = ()
     """With both adapters at work, by rising weight of the forget adapter."""
@@ -193,7 +194,13 @@ def measure(
         seed=job.seed(number, 3),
     )
     texts = [text._replace(answer=one) for text, one in zip(asked, answers.texts, strict=True)]
-    return Measured(weight, float(job.scorer(texts).mean()), mean_nll(now, job.retain_table))
+    nll = finite(mean_nll(now, job.retain_table))
+    return Measured(weight, float(job.scorer(texts).mean()), nll)
+
+
+def finite(value: float) -> float | None:
+    """The value; None if it is infinite or not a number, of which JSON has neither."""
+    return value if math.isfinite(value) else None
 
 
 def parts(settings: Release, pair: Pair, weight: float) -> list[tuple[float, Adapter]]:
@@ -218,16 +225,17 @@ def weighed(
     return curve, curve[1] if keeps(curve[1], settings, start_nll) else None
 
 
-def signal(job: Job, model: LanguageModel, forget: Adapter) -> float:
-    """Relative fall of the NLL of real forget rows when the adapter is added."""
+def signal(job: Job, model: LanguageModel, forget: Adapter) -> float | None:
+    """Relative fall of the NLL of real forget rows when the adapter is added; None: not finite."""
     before = mean_nll(model, job.forget_table)
-    return 1 - mean_nll(composed(model, [(1.0, forget)]), job.forget_table) / before
+    return finite(1 - mean_nll(composed(model, [(1.0, forget)]), job.forget_table) / before)
 
 
-def mean_overlap(retain: Adapter, forget: Adapter) -> dict[str, float]:
-    """Each measure of `orthogonality.overlaps`, as its mean over targets and layers."""
+def mean_overlap(retain: Adapter, forget: Adapter) -> dict[str, float | None]:
+    """Each measure of `orthogonality.overlaps`, as its mean over targets and layers; None: not
+    finite."""
     found = overlaps(retain, forget)
     return {
-        name: float(np.mean([np.asarray(values) for values in by_path.values()]))
+        name: finite(float(np.mean([np.asarray(values) for values in by_path.values()])))
         for name, by_path in found.items()
     }

@@ -31,6 +31,7 @@ def test_the_table_says_what_happened():
 def test_utility_lost_is_measured_from_the_start():
     assert over_iterations.lost(1.0, [ONE]) == 0
     assert over_iterations.lost(1.0 + math.log(4), [ONE]) == pytest.approx(0.75)
+    assert over_iterations.lost(None, [ONE]) == 1
 
 
 def test_panels_share_their_axes():

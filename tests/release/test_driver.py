@@ -248,6 +248,21 @@ def test_an_iteration_over_the_bound_is_kept_but_not_used(tiny, world, tmp_path)
     assert "not used" in modules[0].about
 
 
+def test_what_a_destroyed_model_gives_is_still_json(tiny, world, tmp_path):
+    (only,), model = finished(tiny, world, tmp_path, iterations=2, forget_weight=1e30)
+    assert only.curve[1].retain_nll is None
+    assert not only.used and "too much of the utility" in only.ended
+    assert difference(model, tiny) == 0
+    text = (tmp_path / "release" / "1" / "iteration.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+
+
+def test_a_start_model_that_is_destroyed_already(tiny, world, tmp_path):
+    params = jax.tree.map(lambda x: x * jnp.nan, tiny.params)
+    with pytest.raises(UserError, match=r"iteration 1: .* no finite likelihood"):
+        finished(dataclasses.replace(tiny, params=params), world, tmp_path)
+
+
 def test_without_a_forget_weight_there_is_only_a_retain_adapter(tiny, world, tmp_path):
     (only,), model = finished(tiny, world, tmp_path, iterations=1, forget_weight=0)
     assert [one.name for one in ModuleStore(tmp_path / "m").modules()] == ["1-retain"]
