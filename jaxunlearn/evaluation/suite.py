@@ -304,7 +304,9 @@ class _Work:
         found = dict(zip(known, scores.mean_log_probs(known), strict=True))
         new = sorted(set(distinct) - set(known))
         if new:
-            judged = self.score(self.judge, new, moments=False)
+            # Moments are not read, but with them these are the programs that are compiled already.
+            moments = scores.stats.means is not None
+            judged = self.score(self.judge, new, moments=moments)
             found |= dict(zip(new, judged.mean_log_probs(new), strict=True))
         return found
 
