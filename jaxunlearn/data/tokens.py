@@ -180,9 +180,9 @@ def same_width(*tables: TokenTable) -> tuple[TokenTable, ...]:
     return tuple(_widen(table, width) for table in tables)
 
 
-def batch_width(longest: int, width: int) -> int:
+def batch_width(longest: int, width: int, widths: Sequence[int] = WIDTHS) -> int:
     """Columns of a batch whose longest row has this many tokens, from a table of `width`."""
-    return min(min((w for w in WIDTHS if w >= longest), default=width), width)
+    return min(min((w for w in widths if w >= longest), default=width), width)
 
 
 def prompt_tokens(

@@ -9,13 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.data.tokens import TokenTable, batch_width, check_ids
+from jaxunlearn.data.tokens import WIDTHS, TokenTable, batch_width, check_ids
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import most_likely
 from jaxunlearn.models.placement import cores, side_by_side, spread
 
 _CACHE = 2**22  # bytes
+_WIDTHS = sorted((*WIDTHS, 160, 224, 320))  # where most answers end; sorted rows fill them
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def batches(table: TokenTable, batch_size: int) -> Iterator[tuple[np.ndarray, np
     order = np.argsort(table.lengths, kind="stable")
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        cut = batch_width(int(table.lengths[rows].max()), table.tokens.shape[1])
+        cut = batch_width(int(table.lengths[rows].max()), table.tokens.shape[1], _WIDTHS)
         batch = np.zeros((batch_size, cut), np.int32)
         batch[: len(rows)] = table.tokens[rows, :cut]
         yield rows, batch
@@ -125,7 +126,7 @@ def _statistics(
     config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool
 ) -> tuple[jax.Array, ...]:
     """Log-probability and hit of every token of [b, T] rows; mean and deviation if asked for."""
-    logits = transformer.logits(config, params, tokens, lora=lora)[:, :-1]
+    logits = transformer.logits(config, params, tokens, lora=lora, looped=True)[:, :-1]
     targets = tokens[:, 1:]
     at_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     norm = jax.nn.logsumexp(logits, axis=-1)

@@ -45,7 +45,12 @@ def init_params(config: DecoderConfig, key: jax.Array) -> Params:
 
 
 def logits(
-    config: DecoderConfig, params: Params, tokens: jax.Array, *, lora: Params | None = None
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    *,
+    lora: Params | None = None,
+    looped: bool = False,
 ) -> jax.Array:
     """Next-token logits at every position.
 
@@ -54,11 +59,12 @@ def logits(
       params: its parameters.
       tokens: int32 [B, T]; rows padded on the right need no mask, as attention is causal.
       lora: adapter tree, already scaled; None for the bare model.
+      looped: as of `Decoder`.
 
     Returns:
       float32 [B, T, V].
     """
-    hidden_BTD = hidden_states(config, params, tokens, lora=lora)
+    hidden_BTD = Decoder(config, looped=looped).apply(variables(params, lora), tokens)
     # Folded to rows for the same reason as in `Projection`.
     hidden_XD = hidden_BTD.reshape(-1, config.hidden_size)
     logits_XV = head_logits(hidden_XD, head_kernel(config, params), config.logit_softcap)
@@ -136,6 +142,7 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     normed: bool = True
+    looped: bool = False  # never unrolled: as fast without a backward pass, and sooner compiled
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -151,7 +158,7 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=config.num_layers,
-            unroll=_unrolled(config),
+            unroll=1 if self.looped else _unrolled(config),
         )
         kind_L = jnp.array([config.kind(layer) for layer in range(config.num_layers)])
         x_BTD, _ = layers(config, name="layers")(x_BTD, context, kind_L)
