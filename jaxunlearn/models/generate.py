@@ -33,7 +33,7 @@ from jaxunlearn.models.transformer import (
     variables,
 )
 
-_CACHE = 2**22  # bytes
+_CACHE = 2**21  # bytes
 _NARROWEST = 16  # prompt widths are this times a power of two; answer room is a multiple of it
 
 
