@@ -1,15 +1,19 @@
 """Generation: cached decoding is the full forward pass, rows are independent, draws are fair."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.stats import chisquare
 
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import generate as generate_module
 from jaxunlearn.models import lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.generate import Sampling, generate
+from jaxunlearn.models.head import head_logits
 
 CONFIG = DecoderConfig(
     vocab_size=61,
@@ -106,6 +110,57 @@ def test_draws_follow_the_filtered_distribution(params, sampling, kept):
     found = np.bincount([row[0] for row in rows], minlength=61) / draws
     assert not found[expected == 0].any()
     np.testing.assert_allclose(found, expected, atol=4 * np.sqrt(0.25 / draws))
+
+
+def test_a_draw_follows_what_was_drawn_before_it(params):
+    """Chi-square of second tokens given the first, by whole forward passes, at temperature 0.8."""
+    prompt, draws = [3, 1, 4], 8000
+    options = {"max_new_tokens": 2, "sampling": Sampling(0.8), "batch_size": draws, "seed": 11}
+    rows = np.array(run(params, [prompt] * draws, **options))
+    first = np.bincount(rows[:, 0], minlength=61).argmax()
+    second = rows[rows[:, 0] == first, 1]
+    for seen, drawn in ((prompt, rows[:, 0]), ([*prompt, first], second)):
+        logits = transformer.logits(CONFIG, params, np.array([seen]))[0, -1]
+        expected = np.asarray(jax.nn.softmax(logits / 0.8), np.float64) * len(drawn)
+        found, rare = np.bincount(drawn, minlength=61), expected < 5
+        # Rare tokens are taken together: chi-square needs five of each expected.
+        found, expected = (np.append(v[~rare], v[rare].sum()) for v in (found, expected))
+        assert len(expected) > 10 and expected.min() >= 5
+        expected *= found.sum() / expected.sum()
+        assert chisquare(found, expected).pvalue > 0.001
+        # The same draws are not fair at another temperature.
+        other = np.asarray(jax.nn.softmax(logits), np.float64) * len(drawn)
+        other = np.append(other[~rare], other[rare].sum())
+        assert chisquare(found, other * found.sum() / other.sum()).pvalue < 0.001
+
+
+def test_cached_log_probs_are_those_of_the_whole_text(params, greedy):
+    """Each step of cached decoding, of rows padded on the left, against one teacher-forced pass."""
+    texts = [prompt + new for prompt, new in zip(PROMPTS, greedy, strict=True)]
+    width = max(map(len, PROMPTS))
+    starts = np.array([width - len(prompt) for prompt in PROMPTS])
+    padded = np.zeros((len(texts), width + NEW), np.int32)
+    for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
+        padded[row, start:] = text
+    layers = zip(*(generate_module.unstack_layers(t, 2) for t in (params, None)), strict=True)
+    step = jax.jit(
+        partial(generate_module.forward_cached, CONFIG, params, list(layers), starts=starts)
+    )
+    hidden, cache = step(
+        padded[:, :width],
+        generate_module.empty_cache(CONFIG, len(texts), width + NEW),
+        slot=jnp.int32(0),
+    )
+    kernel, found = transformer.head_kernel(CONFIG, params), []
+    for slot in range(width, width + NEW):
+        log_probs = jax.nn.log_softmax(head_logits(hidden[:, -1], kernel, None))
+        found.append(log_probs[jnp.arange(len(texts)), padded[:, slot]])
+        hidden, cache = step(padded[:, slot, None], cache, slot=jnp.int32(slot))
+    whole = np.stack([np.pad(text, (0, padded.shape[1] - len(text))) for text in texts])
+    forced = jax.jit(transformer.token_log_probs, static_argnums=0)(CONFIG, params, whole)
+    for row, prompt in enumerate(PROMPTS):
+        expected = forced[row, len(prompt) : len(prompt) + NEW]
+        np.testing.assert_allclose(np.stack(found, 1)[row], expected, rtol=0, atol=1e-4)
 
 
 def nucleus(weights, sampling):
