@@ -1,7 +1,8 @@
 """Attribution against training without each owner, in small: one seed of the experiment.
 
 Seed 0, 16 owners, a model of one layer: rho 0.83 (p 8e-5) for TracIn, 0.88 (6e-6) for its cosine,
-0.92 (6e-7) for TRAK. Of single responses the mean rho is 0.39 to 0.47.
+0.92 (6e-7) for TRAK. Of single responses the mean rho is 0.39 to 0.47. Seeds 1 and 2, and what does
+not correlate, are in `experiments/dareu/README.md`.
 """
 
 import runpy
