@@ -8,26 +8,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jaxunlearn import config as configs
 from jaxunlearn import config_file
 from jaxunlearn.attribution import of_run
 from jaxunlearn.attribution.of_run import Attributions
+from jaxunlearn.checking import check_early
 from jaxunlearn.config import Experiment, MethodConfig, TrainingConfig
 from jaxunlearn.dareu import preparing as rewarding
 from jaxunlearn.data import requests
-from jaxunlearn.data.rows import EvalSet, Row
-from jaxunlearn.errors import UserError
+from jaxunlearn.data.rows import Row
 from jaxunlearn.evaluating import (
     UTILITY,
-    check_evaluation,
-    check_select,
     evaluate_model,
     notes,
     selection,
     value_of,
     with_comparison,
 )
-from jaxunlearn.evaluation import embed, entities, over_requests, report, same_rows, suite
+from jaxunlearn.evaluation import entities, over_requests, report, same_rows, suite
 from jaxunlearn.evaluation.card import model_card
 from jaxunlearn.evaluation.results import Table
 from jaxunlearn.evaluation.samples import samples
@@ -46,11 +43,9 @@ from jaxunlearn.release.driver import read as iterations
 from jaxunlearn.release.driver import release
 from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.runs import RunFolder, request_stage
-from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
-from jaxunlearn.training import optimizers
-from jaxunlearn.training.trainable import split_params
+from jaxunlearn.tables import max_length, need_tokenizer
 from jaxunlearn.training.watching import Selection
-from jaxunlearn.unlearning import check_method, check_rows, finetune_rows, unlearn_rows
+from jaxunlearn.unlearning import finetune_rows, unlearn_rows
 
 T = TypeVar("T")
 
@@ -75,47 +70,11 @@ class Stages:
         self.releases: dict[str, list[dict[str, Any]]] = {}
         """Label of each procedure to its iterations."""
         self.requests = [] if asked is None else requests.split(self.data, asked)
-        self._check_early()
+        self.log = check_early(
+            experiment, self.data, self.base, self.limit, self.requests, self._note
+        )
         folder.create()
         self.environment = folder.write_environment(self.data, self.base.folder)
-
-    def _check_early(self) -> None:
-        """Faults that would otherwise show only after the first training."""
-        settings = self.experiment
-        room, positions = settings.evaluation.max_new_tokens, self.base.config.max_positions
-        if room >= positions:
-            raise UserError(
-                f"evaluation.max_new_tokens: {room} leaves no room for a question in the model's "
-                f"{positions} positions; lower it"
-            )
-        if settings.evaluation.embedder is not None:
-            texts = [row.answer for row in self.data.forget[:2]]
-            embed.load(settings.evaluation.embedder)(texts)
-        self.log = check_evaluation(settings, self.data)
-        check_select(settings, self._sets())
-        usable = set()
-        for name, rows in (("forget", self.data.forget), ("retain", self.data.retain)):
-            found = encode_rows(self.base, rows, settings, self.limit, name, self._note)
-            usable |= {rows[i] for i in found.kept}
-        for method in (*settings.baselines, settings.method):
-            kind = registry.kind_of(method.name)
-            if kind != "loss":
-                check = {"rounds": preparing.check, "reward": rewarding.check}[kind]
-                check(self.base, self.data, settings, method)
-                continue
-            check_method(self.base, method)
-            for part in self.requests or [self.data]:
-                parts = (
-                    [row for row in rows if row in usable] for rows in (part.forget, part.retain)
-                )
-                check_rows(method, *parts, settings)
-            training = configs.training_of(settings, method)
-            split_params(self.base, training.train_only, settings.adapter, settings.seed)
-            optimizers.resolve_options(training.optimizer, training.optimizer_options)
-        if settings.finetune is not None:
-            split_params(self.base, settings.finetune.train_only, None, settings.seed)
-        if settings.model.retrained is not None:
-            load_model(settings.model.retrained)
 
     def target(self) -> LanguageModel:
         """The model that is to forget."""
@@ -281,9 +240,6 @@ class Stages:
         retrained = self.folder.read_evaluation("retrained")
         return with_comparison(self.experiment, evaluation, retrained, self.log)
 
-    def _sets(self) -> dict[str, EvalSet]:
-        return suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
-
     def evaluate(self, label: str, model: LanguageModel) -> Evaluation:
         """The evaluation of a model, done once per run."""
         evaluation = self.folder.read_evaluation(label)
@@ -314,7 +270,7 @@ class Stages:
           evaluations: label to evaluation.
           histories: label of each method to the evaluations of the target and after each request.
         """
-        sets = self._sets()
+        sets = suite.limit_sets(self.data.evaluation, self.experiment.evaluation.limit)
         models = {label: self._metrics(one) for label, one in evaluations.items()}
         summary = {
             "name": self.experiment.name,

@@ -15,7 +15,7 @@ ORDER = [
     "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
-    "modules", "release", "dareu", "attributing", "evaluating", "stages", "experiment",
+    "modules", "release", "dareu", "attributing", "evaluating", "checking", "stages", "experiment",
     "run_modules", "shadows", "attacks",
     "sweep", "api", "harness", "commands", "commands_adapter", "cli",
 ]  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxunlearn.attribution import of_run
 from jaxunlearn.attribution.of_run import Attributions
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.dareu import driver
@@ -91,10 +90,9 @@ def check(
     """Refuses what would fail only after the first training.
 
     Raises:
-      UserError: rows without owners, sections that exclude each other, a question that leaves no
-        room for a response, or an optimiser that needs more than a gradient.
+      UserError: sections that exclude each other, a question that leaves no room for a response, or
+        an optimiser that needs more than a gradient.
     """
-    of_run.check(data, experiment.attribution)
     for section in ("stop", "select"):
         if getattr(experiment, section) is not None:
             raise UserError(
