@@ -179,6 +179,11 @@ def evaluate(
                 f"{'the start model' if judge is not None else 'the model itself'}, not by the "
                 "fine-tuned target as in a run: it and what is made of it differ a little"
             )
+        if experiment.attribution is not None:
+            bars.say(
+                "attribution is left out: its functions are fitted to the target of a run, and"
+                " measured there"
+            )
         evaluation = evaluate_model("model", model, data, experiment, bars, judge)
         if retrained is not None and suite.comparable(asked, evaluation):
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)
