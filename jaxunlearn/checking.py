@@ -55,7 +55,7 @@ def check_early(
     log = check_evaluation(experiment, data)
     check_select(experiment, suite.limit_sets(data.evaluation, experiment.evaluation.limit))
     if experiment.attribution is not None:
-        of_run.check(data, experiment.attribution)
+        of_run.check(base, data, experiment, note)
     usable = set()
     for name, rows in (("forget", data.forget), ("retain", data.retain)):
         found = encode_rows(base, rows, experiment, limit, name, note)

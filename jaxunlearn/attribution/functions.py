@@ -58,9 +58,17 @@ def base_of(settings: FunctionConfig, model: LanguageModel) -> LanguageModel:
     """What a classifier is made of: a model of its own, or the one that is to forget.
 
     Raises:
-      UserError: it cannot be loaded.
+      UserError: it cannot be loaded, or has another tokenizer.
     """
-    return model if settings.model is None else load_model(settings.model)
+    if settings.model is None:
+        return model
+    base = load_model(settings.model)
+    if base.tokenizer is None or base.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+        raise UserError(
+            f"attribution: {settings.model} has another tokenizer than the model that is to forget,"
+            " and would misread its answers; take a model with the same one, or leave model out"
+        )
+    return base
 
 
 def with_noise(responses: Responses, share: float, *, seed: int) -> Responses:

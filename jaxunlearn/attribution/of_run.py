@@ -25,6 +25,9 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, max_length
 
+_SEEDLESS = ("overlap", "watermark")
+"""Kinds that another seed does not make another function of."""
+_OR_SEED = {False: " or seed", True: ""}
 FUNCTIONS = ("function", "held_out")
 """Keys of the attribution section: what rewards, and what only looks on."""
 
@@ -71,7 +74,10 @@ class Attributions:
         )
 
     def _with_scorers(self, one: EvalSet, model: LanguageModel, experiment: Experiment) -> EvalSet:
-        owners = dict(zip((row.question for row in one.rows), self.owners(one.rows), strict=True))
+        owners: dict[str, int] = {}
+        for row, owner in zip(one.rows, self.owners(one.rows), strict=True):
+            # A question that several owners' rows ask has no owner.
+            owners[row.question] = owner if owners.get(row.question, owner) == owner else -1
         score = partial(_score, owners=owners, model=model, experiment=experiment)
         rewarding, held_out = (partial(score, attributor=each) for each in self.functions)
         return replace(one, attribution=rewarding, attribution_held_out=held_out)
@@ -95,21 +101,12 @@ def fit(
       say: called with what the user should know.
 
     Raises:
-      UserError: as `check`; all rows of an owner are too long, or a function is too bad.
+      UserError: as `check`, or a function is too bad.
     """
     settings = experiment.attribution
-    check(data, settings)
-    known = owners_of(data.forget, data.retain, group=settings.group)
+    known = _checked(data, settings)
     rows, owners = (*data.forget, *data.retain), [*known[0], *known[1]]
-    encoded = encode_rows(model, rows, experiment, max_length(model, experiment), "owners", say)
-    kept = [owners[i] for i in encoded.kept]
-    lost = set(owners) - set(kept)
-    if lost:
-        raise UserError(
-            f"attribution: all rows of {min(lost)} are too long for the model, so that nothing is"
-            " known of this owner; leave it out or raise data.max_length"
-        )
-    responses = from_table(encoded.table, kept)
+    responses = _responses(model, rows, owners, experiment, say)
     found = []
     for name in FUNCTIONS:
         chosen, place = getattr(settings, name), folder and folder / name
@@ -124,17 +121,43 @@ def fit(
     return Attributions(tuple(found), dict(zip(entities, owners, strict=True)), frozenset(known[0]))
 
 
-def check(data: UnlearningData, settings: AttributionConfig) -> None:
-    """Refuses data without owners, before anything expensive.
+def check(
+    model: LanguageModel, data: UnlearningData, experiment: Experiment, say: Callable[[str], None]
+) -> None:
+    """Refuses what would fail only after the target is trained.
+
+    Args:
+      model: the start model.
+      data: as for `fit`.
+      experiment: settings; it has an attribution section.
+      say: called with what the user should know.
 
     Raises:
-      UserError: a row without an entity, an owner on both sides, one owner only, or a held-out
-        function that is the rewarding one.
+      UserError: a row without an entity, an owner on both sides, one owner only or one whose rows
+        are all too long, a held-out function that is the rewarding one, a classifier's model that
+        cannot be used, or a watermark that is not there.
     """
-    if settings.function == settings.held_out:
+    settings = experiment.attribution
+    forget, retain = _checked(data, settings)
+    rows = (*data.forget, *data.retain)
+    responses = _responses(model, rows, [*forget, *retain], experiment, say)
+    for name in FUNCTIONS:
+        chosen = getattr(settings, name)
+        if chosen.kind == "classifier":
+            base_of(chosen, model)
+        elif chosen.kind == "watermark":
+            fitted(chosen, model, responses)
+
+
+def _checked(data: UnlearningData, settings: AttributionConfig) -> tuple[list[str], list[str]]:
+    """The owners of forget and of retain rows."""
+    same = settings.held_out
+    if same.kind in _SEEDLESS:
+        same = replace(same, seed=settings.function.seed)
+    if settings.function == same:
         raise UserError(
             "attribution.held_out: is the same as attribution.function, and would not show that the"
-            " reward is cheated; give it another seed or kind"
+            f" reward is cheated; give it another kind{_OR_SEED[same.kind in _SEEDLESS]}"
         )
     forget, retain = owners_of(data.forget, data.retain, group=settings.group)
     if len({*forget, *retain}) < 2:
@@ -142,6 +165,26 @@ def check(data: UnlearningData, settings: AttributionConfig) -> None:
             f"attribution: there is a single owner, {forget[0]}; a response can come only from it,"
             " so give rows of others too (entity) or lower attribution.group"
         )
+    return forget, retain
+
+
+def _responses(
+    model: LanguageModel,
+    rows: Sequence[Row],
+    owners: Sequence[str],
+    experiment: Experiment,
+    say: Callable[[str], None],
+) -> Responses:
+    """The answers of all rows that are short enough."""
+    encoded = encode_rows(model, rows, experiment, max_length(model, experiment), "owners", say)
+    kept = [owners[i] for i in encoded.kept]
+    lost = set(owners) - set(kept)
+    if lost:
+        raise UserError(
+            f"attribution: all rows of {min(lost)} are too long, so that nothing is known of this"
+            " owner; shorten them, leave the owner out, or raise data.max_length if it is set"
+        )
+    return from_table(encoded.table, kept)
 
 
 def _made(

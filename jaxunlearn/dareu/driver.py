@@ -148,8 +148,8 @@ def _advance(
     parts = math.lcm(there.batch_size(1), spec.micro_batches)
     schedule = {group: _padded(rows, parts) for group, rows in job.schedule.items()}
     step = int(state.step)
+    good = before = jax.device_get(state) if guarded else None
     while step < total:
-        good = jax.device_get(state) if guarded else None
         chosen = there.deal({group: rows[step] for group, rows in schedule.items()})
         refresh = np.bool_(step % job.per_epoch == 0)
         begin = time.perf_counter()
@@ -163,7 +163,9 @@ def _advance(
         why, bad = _crossed(job.settings, log)
         if bad:
             state = jax.tree.map(jnp.asarray, good)
-            why += f"; the result is that of iteration {step}"
+            why += f"; the result is that of {int(good.step)} iterations"
+        elif guarded:
+            good, before = before, jax.device_get(state)
         step += 1
         # What was undone is not saved: a resumed training comes to the same end again.
         if store is not None and not bad and (why or step == total or step % every == 0):
@@ -172,13 +174,14 @@ def _advance(
             rate = float(responses * log["length"] / seconds)
             on_steps(step, total, [{**log, "step": step, "tokens_per_second": rate}])
         if why:
-            say(f"dareu: {why} in iteration {step} of {total}")
+            say(f"dareu: in iteration {step} of {total} {why}")
             break
     return state
 
 
 def _crossed(settings: DareU, log: Mapping[str, float]) -> tuple[str, bool]:
-    """Why training ends after an iteration, or nothing; and whether its updates are undone."""
+    """Why training ends after an iteration, or nothing; and whether the policy that it began with
+    is to be undone."""
     for name, most in (("kl", settings.max_kl), ("repetition", settings.max_repetition)):
         if most is not None and log[name] > most:
             return f"{name} is {log[name]:.3g}, more than max_{name}, {most:g}", True

@@ -5,7 +5,15 @@ from typing import Literal
 
 from pydantic.dataclasses import dataclass
 
-from jaxunlearn.validation import STRICT, Count, Fraction, NonNegative, Positive
+from jaxunlearn.validation import STRICT, Count, Fraction, NonNegative, Positive, refuse_changed
+
+_OF_ALGORITHM = {
+    **dict.fromkeys(
+        ("gae_lambda", "whiten", "value_clip", "value_weight", "value_learning_rate"), ("ppo",)
+    ),
+    "group_std": ("grpo",),
+}
+_OF_LEVEL = {"kappa": ("token",), "slices": ("token",)}
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -67,8 +75,9 @@ class DareU:
     """Both terms in each update, or one update for the reward and then one for the retain rows; the
     paper's algorithm has the one and its text the other."""
     max_kl: Positive | None = None
-    """Training ends, with what was there before, once the divergence of a token from the start
-    model is above this; default: never."""
+    """Training ends once the responses of a batch say that the divergence of a token from the start
+    model is above this, with the last policy whose responses did not; default: never. What the last
+    batch of all makes of the policy is not looked at."""
     max_repetition: Fraction | None = None
     """The same, once so large a share of the pairs of neighbouring tokens in responses are
     repeats."""
@@ -81,6 +90,10 @@ class DareU:
                 f"samples must be at least 2 for {self.algorithm}, which compares responses to one"
                 " prompt; 8 is usual"
             )
+        refuse_changed(self, _OF_ALGORITHM, "algorithm", self.algorithm)
+        refuse_changed(self, _OF_LEVEL, "level", self.level)
+        if self.kappa is not None and self.slices != DareU.slices:
+            raise ValueError("slices means nothing beside kappa; remove one of them")
 
     @property
     def prefixes(self) -> int:

@@ -45,13 +45,22 @@ def test_owners_are_entities_or_groups_of_them():
         (["a"], [""], {}, "retain row 'q0' has no entity"),
         (["a", "b"], ["b"], {}, "b owns forget rows and retain rows"),
         (["a"], [], {}, "a single owner, a"),
-        (["a"], ["b"], {"held_out": FunctionConfig(kind="overlap")}, "is the same as"),
+        (["a"], ["b"], {"held_out": FunctionConfig(kind="overlap", seed=1)}, "another kind$"),
+        (["a"], ["b"], {"function": FunctionConfig(seed=1)}, "another kind or seed$"),
+        (["a"], ["b"], {"held_out": FunctionConfig(kind="watermark")}, "has a watermark"),
+        (["a"], ["b"], {"held_out": FunctionConfig(model="nowhere")}, "nowhere"),
     ],
 )
-def test_data_without_owners_is_refused(world, forget, retain, attribution, fault):
+def test_data_without_owners_is_refused(tiny, world, forget, retain, attribution, fault):
     data = dataclasses.replace(world, forget=tuple(rows(*forget)), retain=tuple(rows(*retain)))
     with pytest.raises(UserError, match=fault):
-        of_run.check(data, experiment(**attribution).attribution)
+        of_run.check(tiny, data, experiment(**attribution), print)
+
+
+def test_a_classifier_of_another_tokenizer_is_refused(tiny, world, stories260k):
+    asked = experiment(held_out=FunctionConfig(model=str(stories260k)))
+    with pytest.raises(UserError, match="has another tokenizer than the model"):
+        of_run.check(tiny, world, asked, print)
 
 
 def test_a_bad_function_is_refused_with_its_figure(tiny, world):
@@ -77,7 +86,9 @@ def test_an_owner_whose_rows_are_too_long_is_named(tiny, world):
     ],
 )
 def test_what_was_fitted_is_taken_from_its_folder(tiny, world, tmp_path, function):
-    asked = experiment(function=function, held_out=FunctionConfig(kind="overlap"))
+    asked = experiment(
+        function=function, held_out=FunctionConfig(classifier=ClassifierSettings(epochs=1))
+    )
     one = of_run.fit(tiny, world, asked, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["function"]
     mark = (tmp_path / "function" / "attribution.json").stat().st_mtime_ns
@@ -89,7 +100,8 @@ def test_what_was_fitted_is_taken_from_its_folder(tiny, world, tmp_path, functio
 
 
 def test_forget_sets_score_answers_by_the_owner_of_the_question(tiny, world):
-    asked = experiment(held_out=FunctionConfig(kind="overlap", seed=1))
+    weak = FunctionConfig(classifier=ClassifierSettings(epochs=1))
+    asked = experiment(held_out=weak)
     found = of_run.fit(tiny, world, asked)
     data = found.attached(world, tiny, asked)
     assert data.evaluation["retain"].attribution is None
@@ -105,6 +117,10 @@ def test_forget_sets_score_answers_by_the_owner_of_the_question(tiny, world):
     unknown = texts[0]._replace(question="Who is that?")
     assert np.isnan(chosen.attribution_held_out([unknown])).all()
     assert len(chosen.attribution([])) == 0
+    twice = dataclasses.replace(world.retain[0], question=world.forget[0].question)
+    both = dataclasses.replace(world.evaluation["forget"], rows=(world.forget[0], twice))
+    data = found.attached(dataclasses.replace(world, evaluation={"forget": both}), tiny, asked)
+    assert np.isnan(data.evaluation["forget"].attribution(texts[:1])).all()
     owners = found.owners(world.forget)
     assert {found.names[i] for i in owners} == {row.entity for row in world.forget}
     assert found.forget == {row.entity for row in world.forget}

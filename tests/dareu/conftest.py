@@ -53,7 +53,9 @@ def job_of(model, *, shares, prompts, retain, iterations=4, adapter=2, seed=3, *
     training = {"epochs": 1, "learning_rate": 1e-2, "decay": "constant", "warmup": 0.0}
     names = {one.name for one in dataclasses.fields(TrainingConfig)}
     training |= {key: options.pop(key) for key in list(options) if key in names}
-    settings = {"updates": 2, "old_refresh": "batch", "max_new_tokens": 6, "slices": 3, **options}
+    settings = {"updates": 2, "old_refresh": "batch", "max_new_tokens": 6, **options}
+    if settings.get("level") != "sequence" and "kappa" not in settings:
+        settings["slices"] = 3
     table = make_table([(row, [1]) for row in prompts], 16)
     kept = make_table(retain, 16)
     rng = np.random.default_rng(0)

@@ -20,7 +20,9 @@ from jaxunlearn.methods import registry
 from tests.conftest import TEMPLATE
 
 OVERLAP = AttributionConfig(
-    function=FunctionConfig(kind="overlap"), held_out=FunctionConfig(kind="overlap", seed=1)
+    function=FunctionConfig(kind="overlap"),
+    held_out=FunctionConfig(kind="tracin_cosine", dimension=16),
+    min_accuracy=0.0,
 )
 
 
@@ -90,6 +92,12 @@ def test_what_cannot_be_is_refused(tiny, world, options, hyper, fault):
         ({"temperature": 0}, "temperature"),
         ({"kapa": 3}, "the closest known key is kappa"),
         ({"gamma": 1.5}, "gamma"),
+        (
+            {"algorithm": "rloo", "samples": 2, "whiten": False},
+            "whiten means nothing for",
+        ),
+        ({"level": "sequence", "kappa": 3}, "kappa means nothing for level sequence"),
+        ({"kappa": 3, "slices": 4}, "slices means nothing beside kappa"),
     ],
 )
 def test_settings_are_checked(hyper, fault):
