@@ -18,7 +18,7 @@ from jaxunlearn.methods import logit_losses
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.generate import Draw, decode, left_pad
-from jaxunlearn.models.head import head_log_probs, head_logits
+from jaxunlearn.models.head import head_log_probs, head_logits, in_parts
 
 Tree = Any
 
@@ -148,16 +148,13 @@ def read(
 def entropies(
     config: DecoderConfig, params: Tree, read: Read, mask: jax.Array, temperature: jax.Array
 ) -> jax.Array:
-    """Entropy of the prediction of each token, [B, R]; a row at a time, as logits are large."""
+    """Entropy of the prediction of each token, [B, R]."""
     kernel = transformer.head_kernel(config, params)
 
-    @jax.checkpoint
-    def of_row(row: tuple[jax.Array, jax.Array]) -> jax.Array:
-        hidden, counts = row
-        logits = head_logits(hidden, kernel, config.logit_softcap) / temperature
-        return entropy(logits[None], counts[None])[0]
+    def of_part(hidden: jax.Array, counts: jax.Array) -> jax.Array:
+        return entropy(_logits(config, hidden, kernel) / temperature, counts)
 
-    return jax.lax.map(of_row, (read.hidden, mask))
+    return in_parts(of_part, read.hidden, mask, logits=kernel.shape[1])
 
 
 def divergences(
@@ -177,19 +174,26 @@ def divergences(
       temperature: of both.
 
     Returns:
-      [B, R], a row at a time, as logits are large.
+      [B, R].
     """
     kernels = [transformer.head_kernel(config, params) for params in models]
 
-    def of_row(row: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        *hidden, counts = row
+    def of_part(*arrays: jax.Array) -> jax.Array:
+        *hidden, counts = arrays
         p, q = (
-            head_logits(one, kernel, config.logit_softcap) / temperature
+            _logits(config, one, kernel) / temperature
             for one, kernel in zip(hidden, kernels, strict=True)
         )
         return jnp.where(counts, logit_losses.kl(q, p), 0.0)
 
-    return jax.lax.map(of_row, (reads[0].hidden, reads[1].hidden, mask))
+    hidden = [read.hidden for read in reads]
+    return in_parts(of_part, *hidden, mask, logits=2 * kernels[0].shape[1])
+
+
+def _logits(config: DecoderConfig, hidden: jax.Array, kernel: jax.Array) -> jax.Array:
+    # Folded to rows for the same reason as in `transformer.Projection`.
+    rows = hidden.reshape(-1, hidden.shape[-1])
+    return head_logits(rows, kernel, config.logit_softcap).reshape(*hidden.shape[:-1], -1)
 
 
 def attributed(

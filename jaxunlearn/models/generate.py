@@ -329,7 +329,9 @@ def _pick(
     if mode == "filtered":
         logits_BV = _keep_likely(logits_BV, draw)
     step_keys_B = jax.vmap(jax.random.fold_in, (0, None))(keys_B, step)
-    return jax.vmap(jax.random.categorical)(step_keys_B, logits_BV).astype(jnp.int32)
+    # What `jax.random.categorical` draws, without its slow argmax.
+    noise_BV = jax.vmap(lambda key: jax.random.gumbel(key, logits_BV.shape[1:]))(step_keys_B)
+    return most_likely(noise_BV + logits_BV)
 
 
 def _keep_likely(logits_BV: jax.Array, draw: Draw) -> jax.Array:

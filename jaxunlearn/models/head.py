@@ -3,10 +3,12 @@
 Axes: B batch, T time, D model, V vocabulary, X rows of any origin.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
-MOST_LOGITS = 2**27  # that `token_log_probs` holds at once: 512 MB
+MOST_LOGITS = 2**27  # that `in_parts` lets a function hold at once: 512 MB
 
 
 def head_logits(hidden: jax.Array, kernel_DV: jax.Array, softcap: float | None = None) -> jax.Array:
@@ -41,18 +43,33 @@ def head_log_probs(
         logits_XV = logits_XV / temperature
         return _target_log_probs(logits_XV, targets.reshape(-1)).reshape(targets.shape)
 
-    batch, time = targets_BT.shape
-    room = max(1, MOST_LOGITS // (batch * kernel_DV.shape[1]))
+    return in_parts(of_part, hidden_BTD, targets_BT, logits=kernel_DV.shape[1])
+
+
+def in_parts(
+    function: Callable[..., jax.Array], *arrays_BT: jax.Array, logits: int
+) -> jax.Array:
+    """A function of positions, in parts along T where its logits would be large.
+
+    Args:
+      function: of arrays [B, t, ...] to [B, t]; a position's value depends on that position alone.
+      arrays_BT: its arguments, [B, T, ...].
+      logits: how many it makes at each position.
+
+    Returns:
+      [B, T].
+    """
+    batch, time = arrays_BT[0].shape[:2]
+    room = max(1, MOST_LOGITS // (batch * logits))
     if time <= room:
-        return of_part(hidden_BTD, targets_BT)
+        return function(*arrays_BT)
     width = next(width for width in range(room, 0, -1) if time % width == 0)
-    parts = [
-        jnp.moveaxis(x.reshape(batch, time // width, width, *x.shape[2:]), 1, 0)
-        for x in (hidden_BTD, targets_BT)
-    ]
+    parts = tuple(
+        jnp.moveaxis(x.reshape(batch, time // width, width, *x.shape[2:]), 1, 0) for x in arrays_BT
+    )
     # Recomputed in the backward pass: the logits of two parts never exist at once.
-    log_probs = jax.lax.map(lambda part: jax.checkpoint(of_part)(*part), tuple(parts))
-    return jnp.moveaxis(log_probs, 0, 1).reshape(batch, time)
+    values = jax.lax.map(lambda part: jax.checkpoint(function)(*part), parts)
+    return jnp.moveaxis(values, 0, 1).reshape(batch, time)
 
 
 @jax.custom_vjp
