@@ -46,9 +46,7 @@ def head_log_probs(
     return in_parts(of_part, hidden_BTD, targets_BT, logits=kernel_DV.shape[1])
 
 
-def in_parts(
-    function: Callable[..., jax.Array], *arrays_BT: jax.Array, logits: int
-) -> jax.Array:
+def in_parts(function: Callable[..., jax.Array], *arrays_BT: jax.Array, logits: int) -> jax.Array:
     """A function of positions, in parts along T where its logits would be large.
 
     Args:

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
@@ -148,9 +149,12 @@ class Decoder(nn.Module):
     def __call__(self, tokens: jax.Array) -> jax.Array:
         """Hidden states of whole sequences under causal attention."""
         config = self.config
-        positions_T = jnp.arange(tokens.shape[1])
-        x_BTD = Embedding(config, name="embed")(tokens, positions_T[None])
-        context = layer_context(config, positions_T[None], positions_T[None], tokens.shape[1])
+        # A constant, as XLA's CPU backend would compute the cosines of a traced one anew for every
+        # row, head and layer; what looks at it is traced, so that the mask is no constant.
+        positions_1T = np.arange(tokens.shape[1], dtype=np.int32)[None]
+        seen_1S = jnp.arange(tokens.shape[1])[None]
+        x_BTD = Embedding(config, name="embed")(tokens, positions_1T)
+        context = layer_context(config, positions_1T, seen_1S, tokens.shape[1])
         block = nn.remat(Block, prevent_cse=False) if config.remat else Block
         layers = nn.scan(
             block,
