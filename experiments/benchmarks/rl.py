@@ -7,11 +7,11 @@ prefixes, as slices of 32 tokens are 3 long) whose they are, and 4 updates follo
 and distillation on 32 retain rows. The model has the quickstart's sizes and random weights.
 
 Ours is `policy.iterate`, one compiled program. Theirs is `transformers` and `peft` in the manner of
-PPO trainers: `generate` with its cache, a forward pass of the policy and one of the start model, one
-of the classifier for each prefix, then four passes over the batch. The teacher's logits are computed
-once, as ours are. "one pass" is the same loop with all prefixes scored in one causal pass, which
-the method as published does not do. Ours also asks a held-out classifier and measures how far the
-policy is after the last update, which theirs does not.
+PPO trainers: `generate` with its cache, a forward pass of the policy and one of the start model,
+one of the classifier for each prefix, then four passes over the batch. The teacher's logits are
+computed once, as ours are. "one pass" is the same loop with all prefixes scored in one causal pass,
+which the method as published does not do. Ours also asks a held-out classifier and measures how far
+the policy is after the last update, which theirs does not.
 
 Both sides start from the same weights. Before anything is timed, theirs works on the responses that
 ours drew, and rewards, losses and log-probabilities are compared. The sides take turns. Needs the
@@ -60,7 +60,6 @@ LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_
 OWNERS, START = 40, 1  # START is the token before what the classifier reads
 PROMPT, ROW = 16, 32  # longest prompt and longest retain row
 ADAPTER, CLASSIFIER = AdapterConfig(rank=8, alpha=16.0), AdapterConfig(rank=16, alpha=32.0)
-PROBE = "max log-prob difference"
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, Any]:
@@ -211,6 +210,7 @@ class Ours:
         self.chosen = {group: jnp.asarray(rows[0]) for group, rows in job.schedule.items()}
 
     def iterate(self) -> Metrics:
+        """One iteration."""
         self.state, log = policy.iterate(
             self.spec,
             self.state,
@@ -301,6 +301,7 @@ class Theirs:
         )
 
     def tensor(self, values: Any) -> torch.Tensor:
+        """Our array on their device."""
         return torch.tensor(np.asarray(values), device=self.device)
 
     def iterate(self, drawn: Drawn | None = None, *, one_pass: bool = False) -> Metrics:
@@ -311,10 +312,10 @@ class Theirs:
             whole = torch.cat([self.prompts, tokens], 1)
             seen = torch.cat([self.seen, torch.ones_like(tokens)], 1)
             hidden = self.hidden(self.policy, whole, seen)
-            old = self.log_probs(hidden, tokens)
+            old = self.log_probs(self.policy, hidden, tokens)
             old_values = self.value(hidden)[..., 0]
             with self.reference() as start:
-                kl = old - self.log_probs(self.hidden(start, whole, seen), tokens)
+                kl = old - self.log_probs(start, self.hidden(start, whole, seen), tokens)
                 teacher = self.retain_logits(start).log_softmax(-1)
             shares = self.shares(tokens, one_pass)
             rewards = self.rewards(shares) - settings.kl_weight * kl
@@ -323,7 +324,7 @@ class Theirs:
             gains = (gains - gains.mean()) / (gains.var(correction=0) + 1e-8).sqrt()
         for _ in range(settings.updates):
             hidden = self.hidden(self.policy, whole, seen)
-            ratio = (self.log_probs(hidden, tokens) - old).exp()
+            ratio = (self.log_probs(self.policy, hidden, tokens) - old).exp()
             near = ratio.clamp(1 - settings.clip, 1 + settings.clip)
             policy_loss = -torch.minimum(ratio * gains, near * gains).mean()
             values = self.value(hidden.detach())[..., 0]
@@ -351,12 +352,13 @@ class Theirs:
         }
         if drawn is not None:
             apart = np.abs(old.cpu().numpy() - drawn.log_probs).max()
-            print(f"{PROBE}: {apart:.2g}")
+            print(f"largest difference of log-probabilities: {apart:.2g}")
             if apart > 1e-4:
                 raise SystemExit("log-probabilities differ: the two sides have different models")
         return {name: value.item() for name, value in log.items()}
 
     def generated(self) -> torch.Tensor:
+        """Responses to all prompts, [B, R]."""
         whole = self.policy.generate(
             input_ids=self.prompts,
             attention_mask=self.seen,
@@ -377,11 +379,15 @@ class Theirs:
         found = trunk(model)(input_ids=whole, attention_mask=seen, position_ids=places)
         return found.last_hidden_state[:, self.prompts.shape[1] - 1 : -1]
 
-    def log_probs(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        logits = self.policy.get_output_embeddings()(hidden) / self.settings.temperature
+    def log_probs(
+        self, model: torch.nn.Module, hidden: torch.Tensor, tokens: torch.Tensor
+    ) -> torch.Tensor:
+        """Of the tokens, at the sampling temperature."""
+        logits = model.get_output_embeddings()(hidden) / self.settings.temperature
         return logits.log_softmax(-1).gather(-1, tokens[..., None])[..., 0]
 
     def retain_logits(self, model: torch.nn.Module) -> torch.Tensor:
+        """What predicts each token of the retain rows but the first."""
         return model(input_ids=self.retain).logits[:, :-1]
 
     @contextlib.contextmanager
@@ -437,13 +443,14 @@ def adapted(
     )
     found = peft.get_peft_model(model, settings)
     for name, module in found.named_modules():
-        *_, layer, part, leaf = name.split(".") if name.endswith("_proj") else ("", "", "")
-        if leaf:
-            of_leaf = factors["layers"][part.removeprefix("self_").replace("attn", "attention")]
-            a, b = (np.asarray(of_leaf[leaf[:-5]][x][int(layer)]).T for x in ("a", "b"))
-            with torch.no_grad():
-                module.lora_A.default.weight.copy_(torch.tensor(a))
-                module.lora_B.default.weight.copy_(torch.tensor(b))
+        if not name.endswith("_proj"):
+            continue
+        *_, layer, part, leaf = name.split(".")
+        group = {"self_attn": "attention", "mlp": "mlp"}[part]
+        own = factors["layers"][group][leaf.removesuffix("_proj")]
+        with torch.no_grad():
+            for side, weight in (("a", module.lora_A), ("b", module.lora_B)):
+                weight.default.weight.copy_(torch.tensor(np.asarray(own[side][int(layer)]).T))
     return found
 
 
