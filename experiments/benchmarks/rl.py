@@ -278,7 +278,9 @@ class Theirs:
         if job.adapter is not None:
             self.policy = adapted(self.policy, job.adapter, start_of(job)[0]["lora"])
             self.start = None  # it is the policy without its adapter
-        self.attributor = adapted(model, CLASSIFIER, job.attributors[0].trained).eval()
+        self.attributor = adapted(
+            copy.deepcopy(model), CLASSIFIER, job.attributors[0].trained
+        ).eval()
         head = job.attributors[0].head
         self.head = [self.tensor(head[name]) for name in ("kernel", "bias")]
         tokens, starts = (np.asarray(x) for x in (job.prompts.tokens, job.prompts.starts))
