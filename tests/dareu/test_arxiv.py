@@ -1,4 +1,4 @@
-"""The files that the experiment on abstracts makes, and the configs of the real-data experiments."""
+"""What the experiment on abstracts makes, and the configs of the experiments on real data."""
 
 import csv
 import importlib.util
