@@ -3,7 +3,7 @@
 python experiments/dareu/table.py runs/world
 python experiments/dareu/table.py runs/world --best    # of each method its best learning rate
 
-Each cell is the mean over the runs of the sweep, and the standard deviation. On the built-in world
+Each cell is the mean over the runs of the sweep, and their standard deviation. On the built-in world
 `no value` is the share of forget answers that are no possible answer to their question: not the
 words that make up a town, a date, a book and so on, in their order.
 """
@@ -28,6 +28,7 @@ COLUMNS = {
     "attribution": "forget_attribution",
     "held-out": "forget_attribution_held_out",
     "broken": "forget_broken_rate",
+    "length": "forget_length_ratio",
 }
 
 
@@ -66,7 +67,8 @@ def measured(run: Path) -> dict[str, dict[str, float]]:
     wrong = no_value(run)
     table = {}
     for model, metrics in models.items():
-        table[model] = {name: metrics[key]["value"] for name, key in COLUMNS.items()}
+        there = {name: key for name, key in COLUMNS.items() if key in metrics}
+        table[model] = {name: metrics[key]["value"] for name, key in there.items()}
         if wrong:
             table[model]["no value"] = wrong[model]
     return table
@@ -95,7 +97,7 @@ def main() -> None:
     print("| model |", " | ".join(columns), "|")
     print("|---" * (1 + len(columns)) + "|")
     for model, values in means.items():
-        cells = [f"{values[c].mean():.2f} ± {values[c].std(ddof=1):.2f}" for c in columns]
+        cells = [f"{values[c].mean():.2f} ± {values[c].std():.2f}" for c in columns]
         print(f"| `{model}` |", " | ".join(cells), "|")
     print(f"\n{len(runs)} runs")
 

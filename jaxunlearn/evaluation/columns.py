@@ -46,6 +46,7 @@ _LABELS = {
     "attribution": "attribution",
     "attribution_held_out": "attribution, held out",
     "repetition": "repetition",
+    "length_ratio": "length, of the true answer's",
 }
 _ATTACKS = {
     "loss": "loss",
@@ -84,7 +85,7 @@ _DOWN = (
     "test_perplexity", "test_perplexity_median", "clean_perplexity", "clean_perplexity_median",
 )  # fmt: skip
 _FAULTS = ("identical_rate", "broken_rate", "repetition")
-_NEITHER = ("refusal_rate", "perplexity", "perplexity_median")
+_NEITHER = ("refusal_rate", "length_ratio", "perplexity", "perplexity_median")
 _FORGOTTEN = ("forget_", "verbatim_", "knowledge_", "challenging_", "toxic_", "person_")
 _KEPT = (
     "retain_", "test_", "knowledge_retain_", "mmlu_", "real_authors_", "world_facts_", "landmarks_",

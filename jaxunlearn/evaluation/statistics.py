@@ -219,6 +219,14 @@ def broken(results: Results, name: str) -> np.ndarray:
     return text.broken(results.generations[name])
 
 
+def length_ratio(results: Results, name: str) -> np.ndarray:
+    """Words of the generated answer for each word of the true one; nan where that has none."""
+    pairs = zip(results.generations[name], results.truths[name], strict=True)
+    counts = np.array([(len(said.split()), len(truth.split())) for said, truth in pairs], float)
+    said, true = counts.reshape(-1, 2).T
+    return np.where(true > 0, said / np.maximum(true, 1), np.nan)
+
+
 def generation_perplexity(results: Results, name: str) -> np.ndarray:
     """Of the generated answer, under the judge; nan of an empty one."""
     pairs = zip(_rows(results, name), results.generations[name], strict=True)
@@ -283,7 +291,7 @@ STATISTICS: Mapping[str, Statistic] = {
     **{
         function.__name__: Statistic(function, generates=True)
         for function in (
-            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken,
+            rouge, rouge_f1, exact_match, generation, repetition, refusal, broken, length_ratio,
         )
     },
     "score": _scored("scorer"),

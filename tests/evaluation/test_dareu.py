@@ -54,6 +54,14 @@ def test_what_is_measured_of_a_model(evaluate):
     assert found["privacy_min_40_auc"]["value"] in (0, 1)
 
 
+def test_length_is_counted_in_words_of_the_true_answer(evaluate):
+    rows = (Row("q1", "one two three four"), Row("q2", "one two"))
+    sets = {**SETS, "forget": EvalSet("forget", rows)}
+    found = evaluate(sets, {**BROKEN, "forget": ["one", "a b c"]})
+    np.testing.assert_allclose(found.rows["forget_length_ratio"], [0.25, 1.5])
+    assert columns.arrow("forget_length_ratio") == ""
+
+
 def test_tug_of_war_is_of_three_numbers_and_its_star_of_two(evaluate):
     ours, retrained = evaluate(SETS, BROKEN), evaluate(SETS, RETRAINED)
     compared = values(suite.against_retrained(SETTINGS, ours, retrained))
