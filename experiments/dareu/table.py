@@ -3,7 +3,7 @@
 python experiments/dareu/table.py runs/world
 python experiments/dareu/table.py runs/world --best    # of each method its best learning rate
 
-Each cell is the mean over the runs of the sweep, and their standard deviation. On the built-in world
+Each cell is the mean over the runs of the sweep, and the standard deviation. On the built-in world
 `no value` is the share of forget answers that are no possible answer to their question: not the
 words that make up a town, a date, a book and so on, in their order.
 """
@@ -97,7 +97,8 @@ def main() -> None:
     print("| model |", " | ".join(columns), "|")
     print("|---" * (1 + len(columns)) + "|")
     for model, values in means.items():
-        cells = [f"{values[c].mean():.2f} ± {values[c].std():.2f}" for c in columns]
+        spread = {c: values[c].std(ddof=1) if len(runs) > 1 else 0.0 for c in columns}
+        cells = [f"{values[c].mean():.2f} ± {spread[c]:.2f}" for c in columns]
         print(f"| `{model}` |", " | ".join(cells), "|")
     print(f"\n{len(runs)} runs")
 
