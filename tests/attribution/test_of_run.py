@@ -86,9 +86,7 @@ def test_an_owner_whose_rows_are_too_long_is_named(tiny, world):
     ],
 )
 def test_what_was_fitted_is_taken_from_its_folder(tiny, world, tmp_path, function):
-    asked = experiment(
-        function=function, held_out=FunctionConfig(classifier=ClassifierSettings(epochs=1))
-    )
+    asked = experiment(function=function, held_out=FunctionConfig(kind="tracin", dimension=8))
     one = of_run.fit(tiny, world, asked, folder=tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["function"]
     mark = (tmp_path / "function" / "attribution.json").stat().st_mtime_ns
