@@ -17,6 +17,8 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models import transformer
 from tests.dareu.conftest import by_token, job_of, small
 
+ROOT = Path(__file__).parents[2]
+
 
 def trained(job, **options):
     """The model, and the numbers of every iteration."""
@@ -230,7 +232,7 @@ def test_eight_devices_say_what_one_says(tmp_path):
         flags = f"--xla_force_host_platform_device_count={devices}"
         run = subprocess.run(
             [sys.executable, Path(__file__).with_name("on_devices.py")],
-            env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": os.pathsep.join(sys.path)},
+            env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
         )
