@@ -1,6 +1,5 @@
 """From prompts and owners to a model that was rewarded: iterations, guards, checkpoints, resume."""
 
-import dataclasses
 import hashlib
 import math
 import time
@@ -18,13 +17,11 @@ from jaxunlearn.config import AdapterConfig, TrainingConfig
 from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state, iterate
 from jaxunlearn.dareu.rollout import Prompts
 from jaxunlearn.methods.dareu_settings import DareU
-from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.placement import spread
 from jaxunlearn.training.checkpoint import Checkpoints
-from jaxunlearn.training.loop import DivergedError
-from jaxunlearn.training.optimizers import resolve_options
-from jaxunlearn.training.statistics import Rows, combine
+from jaxunlearn.training.loop import DivergedError, traced_numbers, trained_model
+from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.trainable import split_params
 
 
@@ -69,19 +66,9 @@ class Job:
 
     def numbers(self) -> dict[str, Any]:
         """Every number that the iteration traces."""
-        training, steps = self.training, self.spec().steps * self.iterations
-        found = {
-            **self.settings.numbers,
-            "run_seed": self.seed,
-            "learning_rate": training.learning_rate,
-            "value_learning_rate": self.settings.value_learning_rate or training.learning_rate,
-            "weight_decay": training.weight_decay,
-            "clip_norm": training.clip_norm,
-            "warmup_steps": round(training.warmup * steps),
-            "total_steps": steps,
-            "optimizer": resolve_options(training.optimizer, training.optimizer_options),
-        }
-        return jax.tree.map(jnp.float32, found)
+        rate = self.settings.value_learning_rate or self.training.learning_rate
+        hyper = {**self.settings.numbers, "value_learning_rate": rate}
+        return traced_numbers(hyper, self.training, self.spec().steps * self.iterations, self.seed)
 
 
 def train(
@@ -209,13 +196,8 @@ def _padded(rows: np.ndarray, parts: int) -> np.ndarray:
 def _finished(job: Job, state: PolicyState) -> LanguageModel:
     # On one device again, whatever it was trained on.
     trainable = jax.tree.map(jnp.asarray, jax.device_get(state.trainable))
-    if job.adapter is not None:
-        factors = lora.Adapter(trainable["lora"], job.adapter.scale)
-        return dataclasses.replace(job.start, adapter=factors)
-    _, frozen = split_params(job.start, job.training.train_only, None, job.seed)
-    params, _ = combine(trainable, frozen)
-    kept = jax.tree.map(lambda leaf, was: leaf.astype(was.dtype), params, dict(job.start.params))
-    return dataclasses.replace(job.start, params=kept)
+    _, frozen = split_params(job.start, job.training.train_only, job.adapter, job.seed)
+    return trained_model(job.start, trainable, frozen, job.adapter)
 
 
 def _fingerprint(job: Job) -> str:

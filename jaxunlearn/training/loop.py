@@ -100,7 +100,8 @@ def train(
     )
 
     def finished(state: TrainState) -> LanguageModel:
-        return finish(_finished(model, state, frozen, training, adapter))
+        final = OPTIMIZERS[training.optimizer].final(state.opt_state, state.trainable)
+        return finish(trained_model(model, final, frozen, adapter))
 
     def advance(state: TrainState, store: Checkpoints | None, looks: list[Look]) -> _End:
         at, given_up = int(state.step), selection is not None and selection.exhausted(looks)
@@ -151,7 +152,7 @@ def prepare(
     spec = StepSpec(
         model.config, objective, training.decay, training.micro_batches, training.optimizer
     )
-    return spec, trainable, frozen, _numbers(hyper, training, steps, seed)
+    return spec, trainable, frozen, traced_numbers(hyper, training, steps, seed)
 
 
 class _End(NamedTuple):
@@ -285,14 +286,20 @@ def _watched(
     return _End(state, step, looks)
 
 
-def _finished(
+def trained_model(
     model: LanguageModel,
-    state: TrainState,
+    trainable: Mapping[str, Any],
     frozen: Mapping[str, Any],
-    training: TrainingConfig,
     adapter: AdapterConfig | None,
 ) -> LanguageModel:
-    trainable = OPTIMIZERS[training.optimizer].final(state.opt_state, state.trainable)
+    """The start model with what was trained: an adapter, or parameters in the model's dtypes.
+
+    Args:
+      model: the start model, without an adapter.
+      trainable: see `statistics.combine`.
+      frozen: the same.
+      adapter: whose factors were trained; None: parameters were.
+    """
     if adapter is not None:
         factors = lora.Adapter(trainable["lora"], adapter.scale)
         return dataclasses.replace(model, adapter=factors)
@@ -341,10 +348,15 @@ def _padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
     return np.concatenate([rows, extra])
 
 
-def _numbers(
+def traced_numbers(
     hyper: Mapping[str, float], training: TrainingConfig, steps: int, seed: int
 ) -> dict[str, Any]:
-    """Every number that the step traces; the optimiser's own are a section of their own."""
+    """Every number that a compiled step takes, float32 scalars: those of a method, of the schedule
+    of `steps` steps, and under `optimizer` the optimiser's own.
+
+    Raises:
+      UserError: an unknown option of the optimiser, or one out of range.
+    """
     numbers = {
         **hyper,
         "run_seed": seed,
