@@ -155,7 +155,9 @@ class Decoder(nn.Module):
         seen_1S = jnp.arange(tokens.shape[1])[None]
         x_BTD = Embedding(config, name="embed")(tokens, positions_1T)
         context = layer_context(config, positions_1T, seen_1S, tokens.shape[1])
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},
@@ -343,6 +345,12 @@ class Embedding(nn.Module):
         return x_BTD
 
 
+# What is stored for the backward pass, by the name of what is computed again: nothing but each
+# layer's input, or its products with parameters too, but no attention scores.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 _normal = nn.initializers.normal(0.02)
 
 ACTIVATIONS = {
@@ -420,7 +428,7 @@ def _unrolled(config: DecoderConfig) -> int:
     needs, which costs a tenth of a training step. Deep stacks would compile slowly, and
     rematerialisation saves memory only inside a loop.
     """
-    shallow = config.num_layers <= 8 and not config.remat
+    shallow = config.num_layers <= 8 and config.remat == "none"
     return config.num_layers if shallow else 1
 
 
