@@ -19,6 +19,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
+from jaxunlearn.models.starting import computed
 from jaxunlearn.progress import Bars
 from jaxunlearn.reveal.theme import load_data, read_lines
 from jaxunlearn.runs import RunFolder
@@ -171,6 +172,8 @@ def evaluate(
     log = check_evaluation(experiment, data)
     if logs is not None:
         refuse_existing(logs)
+    model = computed(model, experiment.model)
+    retrained = retrained and computed(retrained, experiment.model)
     judge = _judge(experiment)
     with Bars() as bars:
         if suite.needs_judge(asked) and experiment.finetune is not None:
@@ -240,4 +243,4 @@ def _judge(experiment: Experiment) -> LanguageModel | None:
     """The config's start model, if one is needed; None: each model judges itself."""
     path = experiment.model.path
     needed = path is not None and suite.needs_judge(experiment.evaluation)
-    return load_model(path) if needed else None
+    return computed(load_model(path), experiment.model) if needed else None

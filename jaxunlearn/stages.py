@@ -35,7 +35,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.lora import Adapter
 from jaxunlearn.models.peft_adapter import export_adapter
-from jaxunlearn.models.starting import base_model
+from jaxunlearn.models.starting import attention_note, base_model, computed
 from jaxunlearn.modules import Module, ModuleStore, modules_folder
 from jaxunlearn.progress import Bars
 from jaxunlearn.release import preparing
@@ -65,6 +65,8 @@ class Stages:
         self.data = load_data(experiment)
         self.base = base_model(experiment, self.data)
         need_tokenizer(self.base)
+        if (note := attention_note(self.base, experiment.model)) is not None:
+            self._note(note)
         self.limit = max_length(self.base, experiment)
         asked = experiment.requests
         self.releases: dict[str, list[dict[str, Any]]] = {}
@@ -103,7 +105,7 @@ class Stages:
     def retrained(self) -> LanguageModel | None:
         """The reference that never saw the forget rows: given, trained, or None."""
         if self.experiment.model.retrained is not None:
-            return load_model(self.experiment.model.retrained)
+            return computed(load_model(self.experiment.model.retrained), self.experiment.model)
         if self.experiment.finetune is None or not self.experiment.retrain:
             return None
         kept = list(range(len(self.data.forget), len(self._all_rows())))

@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 
-from jaxunlearn.config import Experiment
+from jaxunlearn.config import Experiment, ModelConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.models import transformer
+from jaxunlearn.models.attention import refusal
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
@@ -19,9 +20,7 @@ def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
     """The model that everything starts from: loaded, or made from nothing."""
     settings = experiment.model
     if settings.path is not None:
-        model = load_model(settings.path)
-        config = dataclasses.replace(model.config, remat=settings.remat)
-        return dataclasses.replace(model, config=config)
+        return computed(load_model(settings.path), settings)
     texts = tokens.all_texts(data, template=experiment.data.template)
     tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
     hf_config = {
@@ -42,6 +41,26 @@ def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = read_config(hf_config, "the config of a new model")
-    config = dataclasses.replace(config, remat=settings.remat)
     params = transformer.init_params(config, jax.random.key(experiment.seed))
-    return LanguageModel(config, params, tokenizer, hf_config=hf_config)
+    return computed(LanguageModel(config, params, tokenizer, hf_config=hf_config), settings)
+
+
+def computed(model: LanguageModel, settings: ModelConfig) -> LanguageModel:
+    """The model, computed as the config's model section says; where its attention cannot be had,
+    by XLA's."""
+    start = str(model.params["embed"]["embedding"].dtype)
+    dtype = settings.dtype or ("bfloat16" if start == "bfloat16" else "float32")
+    config = dataclasses.replace(
+        model.config, remat=settings.remat, dtype=dtype, attention=settings.attention
+    )
+    if refusal(config) is not None:
+        config = dataclasses.replace(config, attention="xla")
+    return dataclasses.replace(model, config=config)
+
+
+def attention_note(model: LanguageModel, settings: ModelConfig) -> str | None:
+    """What to say if a model that `computed` gave has not the attention that was asked for."""
+    if model.config.attention == settings.attention:
+        return None
+    why = refusal(dataclasses.replace(model.config, attention=settings.attention))
+    return f"model.attention: {settings.attention} cannot be used here: {why}; xla computes it"

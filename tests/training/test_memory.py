@@ -99,9 +99,7 @@ def compiled_step(config, method, *, batch=8, time=64, rows=32):
     schedule = {group: jax.ShapeDtypeStruct((4, batch), jnp.int32) for group in objective.groups}
     numbers = {k: jnp.float32(v) for k, v in {**hyper, **NUMBERS}.items()} | {"optimizer": {}}
     count = jnp.int32(4)
-    return run_steps.lower(
-        spec, state, {"params": {}}, tables, schedule, count, numbers
-    ).compile()
+    return run_steps.lower(spec, state, {"params": {}}, tables, schedule, count, numbers).compile()
 
 
 def largest_array(compiled):
