@@ -17,7 +17,8 @@ ORDER = [
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
     "modules", "release", "dareu", "attributing", "evaluating", "checking", "stages", "experiment",
     "run_modules", "shadows", "attacks",
-    "sweep", "api", "harness", "commands", "commands_adapter", "cli",
+    "sweep", "api", "harness", "commands", "commands_adapter",
+    "compile_cache", "cli",
 ]  # fmt: skip
 
 

@@ -123,5 +123,5 @@ def test_nothing_in_a_step_is_larger_than_a_parameter_or_a_chunk_of_logits(monke
     changed = dataclasses.replace(CONFIG, norm_eps=1.1e-5)  # compiles anew
     chunked = compiled_step(changed, method)
     assert largest_array(chunked) == parameter
-    # Gradients of the table as embedding and as head, their sum, and what the optimiser makes of it.
+    # Gradients of the table as embedding and as head, their sum, and what becomes of that.
     assert temporary(chunked) < 5 * parameter < temporary(plain) / 6
