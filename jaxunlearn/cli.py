@@ -9,10 +9,10 @@ from jaxunlearn import __version__, commands, commands_adapter, compile_cache
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
-_WITH_CONFIG = ("run", "sweep", "finetune", "evaluate", "attribute")
+_WITH_CONFIG = ("run", "sweep", "plan", "finetune", "evaluate", "attribute")
 _OWN_OPTIONS = (
     "--help", "--print-config", "--json", "--logs", "--grid", "--text", "--file", "--kinds",
-    "--top", "--no-compile-cache",
+    "--top", "--no-compile-cache", "--devices", "--device-memory", "--profile",
 )  # fmt: skip
 
 
@@ -70,6 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     model_help = "Hugging Face folder, Hub id (org/name), PEFT adapter folder, or run folder"
     sub = command("run", "prepare, unlearn, evaluate, report, export")
     sub.add_argument("config", nargs="?", help=config_help)
+    profile_help = "trace N steps of each training, into the run folder's traces/"
+    sub.add_argument("--profile", type=int, default=0, metavar="N", help=profile_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
 
     sub = command("sweep", "run a config with several values of some keys")
@@ -77,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--grid", action="append", default=[], metavar="KEY=VALUE,VALUE", help="may be repeated"
     )
+
+    sub = command("plan", "tell what a run needs on each device, from shapes alone", compiles=False)
+    sub.add_argument("config", nargs="?", help=config_help)
+    sub.add_argument("--devices", type=int, default=1, metavar="N", help="default 1")
+    memory_help = "of each, such as 16GiB (default) or 80GB"
+    sub.add_argument("--device-memory", default="16GiB", metavar="SIZE", help=memory_help)
 
     sub = command("finetune", "train the target model and the retrained reference")
     sub.add_argument("config", nargs="?", help=config_help)

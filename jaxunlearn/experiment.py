@@ -98,8 +98,12 @@ def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:
     return dataclasses.replace(reveal, scorer_version=scorer, files_version=files)
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: Experiment, *, profile: int = 0) -> dict[str, Any]:
     """Runs an experiment in its run folder, going on where an earlier start of it was cut off.
+
+    Args:
+      experiment: what to run.
+      profile: steps to trace of each training by a loss.
 
     Returns:
       The summary, as in summary.json.
@@ -112,7 +116,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if folder.summary is not None and (folder.path / "hf" / "config.json").is_file():
         return folder.summary
     with Bars() as bars:
-        work = Stages(experiment, folder, bars)
+        work = Stages(experiment, folder, bars, profile)
         target = work.judge = work.target()
         work.attribute(target)
         evaluations = {"target": work.evaluate("target", target)}

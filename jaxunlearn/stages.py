@@ -4,6 +4,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,6 +45,7 @@ from jaxunlearn.release.driver import release
 from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import max_length, need_tokenizer
+from jaxunlearn.training.profiling import profiled
 from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import finetune_rows, unlearn_rows
 
@@ -53,8 +55,8 @@ T = TypeVar("T")
 class Stages:
     """The stages of a run, each resumable by itself."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars):
-        self.experiment, self.folder, self.bars = experiment, folder, bars
+    def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars, profile: int = 0):
+        self.experiment, self.folder, self.bars, self.profile = experiment, folder, bars, profile
         self.notes: list[str] = []
         self.judge: LanguageModel | None = None
         """The model before unlearning, once it is there; it embeds the texts of all models."""
@@ -202,7 +204,7 @@ class Stages:
             work, options = rewarding.reward_rows, {"attributions": self.attributions}
         else:
             work, options = unlearn_rows, by_loss
-        with self.bars.stage(stage) as bar:
+        with self.bars.stage(stage) as bar, self._profiled(stage):
             return self._timed(
                 f"{stage} training",
                 lambda: work(
@@ -292,6 +294,8 @@ class Stages:
             }
         if self.releases:
             summary["release"] = self.releases
+        if profiles := self.folder.profiles():
+            summary["profiles"] = profiles
         self._export(target, model, model_card(summary))
         report.write_report(
             self.folder.path / "report.html",
@@ -316,7 +320,7 @@ class Stages:
         self, stage: str, training: TrainingConfig, chosen: Sequence[int]
     ) -> LanguageModel:
         """The base model trained on the chosen ones of all rows."""
-        with self.bars.stage(f"{stage} model") as bar:
+        with self.bars.stage(f"{stage} model") as bar, self._profiled(stage):
             return self._timed(
                 f"{stage} training",
                 lambda: finetune_rows(
@@ -334,6 +338,11 @@ class Stages:
 
     def _all_rows(self) -> tuple[Row, ...]:
         return (*self.data.forget, *self.data.retain, *self.data.background)
+
+    def _profiled(self, stage: str) -> AbstractContextManager[None]:
+        """Traces some steps of a training by a loss, if that was asked for."""
+        place = self.folder.path / "traces" / stage
+        return profiled(place, self.profile, lambda text: self.bars.say(f"{stage}: {text}"))
 
     def _logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
         first = True
