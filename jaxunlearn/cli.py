@@ -5,14 +5,14 @@ import os
 import sys
 from collections.abc import Sequence
 
-from jaxunlearn import __version__, commands, commands_adapter
+from jaxunlearn import __version__, commands, commands_adapter, compile_cache
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
-_WITH_CONFIG = ("run", "sweep", "finetune", "evaluate", "attribute")
+_WITH_CONFIG = ("run", "sweep", "plan", "finetune", "evaluate", "attribute")
 _OWN_OPTIONS = (
     "--help", "--print-config", "--json", "--logs", "--grid", "--text", "--file", "--kinds",
-    "--top",
+    "--top", "--no-compile-cache", "--devices", "--device-memory", "--profile",
 )  # fmt: skip
 
 
@@ -25,6 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         overrides = _take_overrides(words) if words and words[0] in _WITH_CONFIG else {}
         options = _parser().parse_args(words)
         options.overrides = overrides
+        if "no_compile_cache" in options:
+            note = compile_cache.use_cache(not options.no_compile_cache)
+            if note is not None:
+                print(f"note: {note}", file=sys.stderr)
         options.command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -54,15 +58,20 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, text: str) -> argparse.ArgumentParser:
+    def command(name: str, text: str, *, compiles: bool = True) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
         sub.set_defaults(command=getattr(commands, name.replace("-", "_")))
+        if compiles:
+            cache_help = "keep no compiled programs for the next command, and use none"
+            sub.add_argument("--no-compile-cache", action="store_true", help=cache_help)
         return sub
 
     config_help = "YAML file; left out: the built-in quickstart"
     model_help = "Hugging Face folder, Hub id (org/name), PEFT adapter folder, or run folder"
     sub = command("run", "prepare, unlearn, evaluate, report, export")
     sub.add_argument("config", nargs="?", help=config_help)
+    profile_help = "trace N steps of each training, into the run folder's traces/"
+    sub.add_argument("--profile", type=int, default=0, metavar="N", help=profile_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
 
     sub = command("sweep", "run a config with several values of some keys")
@@ -70,6 +79,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--grid", action="append", default=[], metavar="KEY=VALUE,VALUE", help="may be repeated"
     )
+
+    sub = command("plan", "tell what a run needs on each device, from shapes alone", compiles=False)
+    sub.add_argument("config", nargs="?", help=config_help)
+    sub.add_argument("--devices", type=int, default=1, metavar="N", help="default 1")
+    memory_help = "of each, such as 16GiB (default) or 80GB"
+    sub.add_argument("--device-memory", default="16GiB", metavar="SIZE", help=memory_help)
 
     sub = command("finetune", "train the target model and the retrained reference")
     sub.add_argument("config", nargs="?", help=config_help)
@@ -123,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dtype", choices=dtypes, help="of the weights; default: as they are")
     sub.add_argument("--max-shard-gb", type=float, default=5.0, metavar="GB", help="default 5")
 
-    sub = command("report", "compare finished runs on one page")
+    sub = command("report", "compare finished runs on one page", compiles=False)
     sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
     sub.add_argument("--output", default="comparison.html", metavar="FILE")
 
@@ -166,10 +181,10 @@ def _parser() -> argparse.ArgumentParser:
         peft_help = "write one PEFT adapter beside the target instead of a merged model"
         sub.add_argument("--peft", action="store_true", help=peft_help)
 
-    command("methods", "list methods, their hyper-parameters and sources")
-    command("samplers", "list samplers")
-    command("suites", "list what can be measured; evaluation.suite names one")
-    command("families", "list model families by the model_type of config.json")
+    command("methods", "list methods, their hyper-parameters and sources", compiles=False)
+    command("samplers", "list samplers", compiles=False)
+    command("suites", "list what can be measured; evaluation.suite names one", compiles=False)
+    command("families", "list model families by the model_type of config.json", compiles=False)
     return parser
 
 

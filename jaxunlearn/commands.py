@@ -42,12 +42,14 @@ def run(options: argparse.Namespace) -> None:
     settings = _load(options)
     from jaxunlearn import experiment
 
+    if options.profile < 0:
+        raise UserError(f"--profile: is {options.profile}; use 1 or more steps")
     if options.print_config:
         _print_config(experiment.resolve(settings))
         return
     folder = Path(settings.output) / settings.name
     finished = (folder / "summary.json").exists()
-    summary = experiment.run(settings)
+    summary = experiment.run(settings, profile=options.profile)
     from jaxunlearn.evaluation import report
 
     _console().print(report.table(summary))
@@ -91,6 +93,14 @@ def _print_config(settings: Any) -> None:
     from jaxunlearn import config_file
 
     print(yaml.safe_dump(config_file.dump(settings), sort_keys=False, allow_unicode=True), end="")
+
+
+def plan(options: argparse.Namespace) -> None:
+    """Prints what a config's trainings need on each device."""
+    settings = _load(options)
+    from jaxunlearn import plan
+
+    print("\n".join(plan.report(settings, options.devices, options.device_memory)))
 
 
 def finetune(options: argparse.Namespace) -> None:

@@ -7,7 +7,7 @@ that names the key, what was found there and what is allowed.
 import dataclasses
 from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 from pydantic.dataclasses import dataclass
 
 from jaxunlearn.config_adapter import AdapterConfig
@@ -30,6 +30,9 @@ from jaxunlearn.validation import (
 
 Sampler = Literal["sequential", "random", "cyclic", "melu", "cross_wired", "exposure_matched"]
 
+Remat = Literal["none", "full", "dots"]
+Attention = Literal["xla", "cudnn", "splash"]
+
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 _STEPS = f"a number of steps from 1 to 1000000, or one of {', '.join(map(repr, get_args(Sampler)))}"
 
@@ -39,6 +42,11 @@ _SAMPLER_KEYS = {
         ("general", "general_weight", "on_missing"), ("melu", "cross_wired", "exposure_matched")
     ),
 }
+
+
+def _remat(value: Any) -> Any:
+    """Its name, of what was true or false once."""
+    return {False: "none", True: "full"}[value] if isinstance(value, bool) else value
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -57,8 +65,16 @@ class ModelConfig:
     num_heads: Count = 4
     num_kv_heads: Count = 2
     intermediate_size: Count = 352
-    remat: bool = False
-    """Recompute layer activations in the backward pass: less memory, more time."""
+    remat: Annotated[Remat, BeforeValidator(_remat)] = "none"
+    """Recompute layers in the backward pass, for less memory and more time: none, full, or dots,
+    which keeps the outputs of their matrix products. True is full, false is none."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Of the computation; parameters in training and log-probabilities are float32 all the same.
+    Default: bfloat16 if the model folder's weights are, else float32."""
+    attention: Attention = "xla"
+    """What computes it in training: XLA, or the fused kernel of NVIDIA GPUs (cudnn) or TPUs
+    (splash), which never holds the scores of all pairs of tokens. Where that cannot be, XLA does,
+    and a note says so."""
 
     def __post_init__(self):
         if self.path is None and self.hidden_size % (2 * self.num_heads):

@@ -19,6 +19,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
+from jaxunlearn.models.starting import computed
 from jaxunlearn.progress import Bars
 from jaxunlearn.reveal.theme import load_data, read_lines
 from jaxunlearn.runs import RunFolder
@@ -97,8 +98,12 @@ def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:
     return dataclasses.replace(reveal, scorer_version=scorer, files_version=files)
 
 
-def run(experiment: Experiment) -> dict[str, Any]:
+def run(experiment: Experiment, *, profile: int = 0) -> dict[str, Any]:
     """Runs an experiment in its run folder, going on where an earlier start of it was cut off.
+
+    Args:
+      experiment: what to run.
+      profile: steps to trace of each training by a loss.
 
     Returns:
       The summary, as in summary.json.
@@ -111,7 +116,7 @@ def run(experiment: Experiment) -> dict[str, Any]:
     if folder.summary is not None and (folder.path / "hf" / "config.json").is_file():
         return folder.summary
     with Bars() as bars:
-        work = Stages(experiment, folder, bars)
+        work = Stages(experiment, folder, bars, profile)
         target = work.judge = work.target()
         work.attribute(target)
         evaluations = {"target": work.evaluate("target", target)}
@@ -171,6 +176,8 @@ def evaluate(
     log = check_evaluation(experiment, data)
     if logs is not None:
         refuse_existing(logs)
+    model = computed(model, experiment.model)
+    retrained = retrained and computed(retrained, experiment.model)
     judge = _judge(experiment)
     with Bars() as bars:
         if suite.needs_judge(asked) and experiment.finetune is not None:
@@ -240,4 +247,4 @@ def _judge(experiment: Experiment) -> LanguageModel | None:
     """The config's start model, if one is needed; None: each model judges itself."""
     path = experiment.model.path
     needed = path is not None and suite.needs_judge(experiment.evaluation)
-    return load_model(path) if needed else None
+    return computed(load_model(path), experiment.model) if needed else None

@@ -166,6 +166,11 @@ class RunFolder:
             for model, found in rates.items()
         }
 
+    def profiles(self) -> dict[str, Any]:
+        """Stage to what its traced steps took, of those that were traced."""
+        found = sorted(self.path.glob("traces/*/steps.json"))
+        return {path.parent.name: _read_json(path) for path in found}
+
     def read_evaluation(self, stage: str) -> Evaluation | None:
         """A finished evaluation of this run, or None."""
         return _read_evaluation(self.path, stage)

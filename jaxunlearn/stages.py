@@ -4,6 +4,7 @@ import dataclasses
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -35,7 +36,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.lora import Adapter
 from jaxunlearn.models.peft_adapter import export_adapter
-from jaxunlearn.models.starting import base_model
+from jaxunlearn.models.starting import attention_note, base_model, computed
 from jaxunlearn.modules import Module, ModuleStore, modules_folder
 from jaxunlearn.progress import Bars
 from jaxunlearn.release import preparing
@@ -45,6 +46,7 @@ from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import max_length, need_tokenizer
 from jaxunlearn.training.parallel import layout_of
+from jaxunlearn.training.profiling import profiled
 from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import finetune_rows, unlearn_rows
 
@@ -54,8 +56,8 @@ T = TypeVar("T")
 class Stages:
     """The stages of a run, each resumable by itself."""
 
-    def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars):
-        self.experiment, self.folder, self.bars = experiment, folder, bars
+    def __init__(self, experiment: Experiment, folder: RunFolder, bars: Bars, profile: int = 0):
+        self.experiment, self.folder, self.bars, self.profile = experiment, folder, bars, profile
         self.notes: list[str] = []
         self.judge: LanguageModel | None = None
         """The model before unlearning, once it is there; it embeds the texts of all models."""
@@ -66,6 +68,8 @@ class Stages:
         self.data = load_data(experiment)
         self.base = base_model(experiment, self.data, layout_of(experiment.parallel).home)
         need_tokenizer(self.base)
+        if (note := attention_note(self.base, experiment.model)) is not None:
+            self._note(note)
         self.limit = max_length(self.base, experiment)
         asked = experiment.requests
         self.releases: dict[str, list[dict[str, Any]]] = {}
@@ -104,7 +108,7 @@ class Stages:
     def retrained(self) -> LanguageModel | None:
         """The reference that never saw the forget rows: given, trained, or None."""
         if self.experiment.model.retrained is not None:
-            return load_model(self.experiment.model.retrained)
+            return computed(load_model(self.experiment.model.retrained), self.experiment.model)
         if self.experiment.finetune is None or not self.experiment.retrain:
             return None
         kept = list(range(len(self.data.forget), len(self._all_rows())))
@@ -201,7 +205,7 @@ class Stages:
             work, options = rewarding.reward_rows, {"attributions": self.attributions}
         else:
             work, options = unlearn_rows, by_loss
-        with self.bars.stage(stage) as bar:
+        with self.bars.stage(stage) as bar, self._profiled(stage):
             return self._timed(
                 f"{stage} training",
                 lambda: work(
@@ -291,6 +295,8 @@ class Stages:
             }
         if self.releases:
             summary["release"] = self.releases
+        if profiles := self.folder.profiles():
+            summary["profiles"] = profiles
         self._export(target, model, model_card(summary))
         report.write_report(
             self.folder.path / "report.html",
@@ -315,7 +321,7 @@ class Stages:
         self, stage: str, training: TrainingConfig, chosen: Sequence[int]
     ) -> LanguageModel:
         """The base model trained on the chosen ones of all rows."""
-        with self.bars.stage(f"{stage} model") as bar:
+        with self.bars.stage(f"{stage} model") as bar, self._profiled(stage):
             return self._timed(
                 f"{stage} training",
                 lambda: finetune_rows(
@@ -333,6 +339,11 @@ class Stages:
 
     def _all_rows(self) -> tuple[Row, ...]:
         return (*self.data.forget, *self.data.retain, *self.data.background)
+
+    def _profiled(self, stage: str) -> AbstractContextManager[None]:
+        """Traces some steps of a training by a loss, if that was asked for."""
+        place = self.folder.path / "traces" / stage
+        return profiled(place, self.profile, lambda text: self.bars.say(f"{stage}: {text}"))
 
     def _logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
         first = True

@@ -44,6 +44,13 @@ def test_numbers_without_a_point_are_numbers():
     assert config_file.load(None, {"training.learning_rate": "1e-5"}).training.learning_rate == 1e-5
 
 
+def test_remat_was_once_true_or_false():
+    found = [config.ModelConfig(remat=word).remat for word in (True, False, "dots")]
+    assert found == ["full", "none", "dots"]
+    with pytest.raises(UserError, match=r"model\.remat: .*'none', 'full' or 'dots'"):
+        config_file.load(None, {"model.remat": "some"})
+
+
 def test_configs_are_frozen_and_validated_when_built():
     with pytest.raises(dataclasses.FrozenInstanceError):
         config_file.load(None).training.epochs = 3

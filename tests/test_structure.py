@@ -17,8 +17,9 @@ ORDER = [
     "methods",
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
     "modules", "release", "dareu", "attributing", "evaluating", "checking", "stages", "experiment",
-    "run_modules", "shadows", "attacks",
-    "sweep", "api", "harness", "commands", "commands_adapter", "cli",
+    "plan", "run_modules", "shadows", "attacks",
+    "sweep", "api", "harness", "commands", "commands_adapter",
+    "compile_cache", "cli",
 ]  # fmt: skip
 
 

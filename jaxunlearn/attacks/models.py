@@ -12,6 +12,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import labels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
+from jaxunlearn.models.starting import computed
 from jaxunlearn.progress import Bars
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.stages import Stages
@@ -69,7 +70,7 @@ def load(
         del retrained
         for label in chosen:
             if label == list(methods)[-1]:
-                yield label, load_model(folder / "hf")
+                yield label, computed(load_model(folder / "hf"), experiment.model)
             else:
                 *_, (_, model, _) = work.unlearned(label, work.target(), methods[label])
                 yield label, model

@@ -55,7 +55,8 @@ class DecoderConfig:
     learned_positions: bool = False
     tie_embeddings: bool = False
     soft_rows: int = 0  # embeddings of further ids after the vocabulary's, which no head predicts
-    remat: bool = False  # recompute each layer in the backward pass instead of storing it
+    remat: str = "none"  # what the backward pass computes again: see `transformer.REMAT`
+    attention: str = "xla"  # what computes it over whole texts; see `attention.attend_causally`
     dtype: str = "float32"  # of the computation; parameters keep their own
 
     def kind(self, layer: int) -> int:

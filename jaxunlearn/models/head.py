@@ -61,13 +61,18 @@ def in_parts(function: Callable[..., jax.Array], *arrays_BT: jax.Array, logits: 
     room = max(1, MOST_LOGITS // (batch * logits))
     if time <= room:
         return function(*arrays_BT)
-    width = next(width for width in range(room, 0, -1) if time % width == 0)
-    parts = tuple(
-        jnp.moveaxis(x.reshape(batch, time // width, width, *x.shape[2:]), 1, 0) for x in arrays_BT
-    )
+    count = -(-time // room)
+    # Parts of one size, filled up at the end: a divisor of T may be far smaller than the room.
+    width = -(-time // count)
+    fill = count * width - time
+
+    def split(x: jax.Array) -> jax.Array:
+        x = jnp.pad(x, ((0, 0), (0, fill), *((0, 0),) * (x.ndim - 2)))
+        return jnp.moveaxis(x.reshape(batch, count, width, *x.shape[2:]), 1, 0)
+
     # Recomputed in the backward pass: the logits of two parts never exist at once.
-    values = jax.lax.map(lambda part: jax.checkpoint(function)(*part), parts)
-    return jnp.moveaxis(values, 0, 1).reshape(batch, time)
+    values = jax.lax.map(lambda part: jax.checkpoint(function)(*part), tuple(map(split, arrays_BT)))
+    return jnp.moveaxis(values, 0, 1).reshape(batch, count * width)[:, :time]
 
 
 @jax.custom_vjp

@@ -4,10 +4,11 @@ import dataclasses
 
 import jax
 
-from jaxunlearn.config import Experiment
+from jaxunlearn.config import Experiment, ModelConfig
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.models import transformer
+from jaxunlearn.models.attention import refusal
 from jaxunlearn.models.checkpoint_hf import Placement
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
@@ -28,9 +29,7 @@ def base_model(
     """
     settings = experiment.model
     if settings.path is not None:
-        model = load_model(settings.path, placement=placement)
-        config = dataclasses.replace(model.config, remat=settings.remat)
-        return dataclasses.replace(model, config=config)
+        return computed(load_model(settings.path, placement=placement), settings)
     texts = tokens.all_texts(data, template=experiment.data.template)
     tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
     hf_config = {
@@ -51,6 +50,26 @@ def base_model(
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = read_config(hf_config, "the config of a new model")
-    config = dataclasses.replace(config, remat=settings.remat)
     params = transformer.init_params(config, jax.random.key(experiment.seed))
-    return LanguageModel(config, params, tokenizer, hf_config=hf_config)
+    return computed(LanguageModel(config, params, tokenizer, hf_config=hf_config), settings)
+
+
+def computed(model: LanguageModel, settings: ModelConfig) -> LanguageModel:
+    """The model, computed as the config's model section says; where its attention cannot be had,
+    by XLA's."""
+    start = str(model.params["embed"]["embedding"].dtype)
+    dtype = settings.dtype or ("bfloat16" if start == "bfloat16" else "float32")
+    config = dataclasses.replace(
+        model.config, remat=settings.remat, dtype=dtype, attention=settings.attention
+    )
+    if refusal(config) is not None:
+        config = dataclasses.replace(config, attention="xla")
+    return dataclasses.replace(model, config=config)
+
+
+def attention_note(model: LanguageModel, settings: ModelConfig) -> str | None:
+    """What to say if a model that `computed` gave has not the attention that was asked for."""
+    if model.config.attention == settings.attention:
+        return None
+    why = refusal(dataclasses.replace(model.config, attention=settings.attention))
+    return f"model.attention: {settings.attention} cannot be used here: {why}; xla computes it"

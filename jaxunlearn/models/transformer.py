@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.models.attention import attend, attend_causally
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
 from jaxunlearn.models.rope import Rotary, rotary_table, rotate
@@ -155,7 +156,9 @@ class Decoder(nn.Module):
         seen_1S = jnp.arange(tokens.shape[1])[None]
         x_BTD = Embedding(config, name="embed")(tokens, positions_1T)
         context = layer_context(config, positions_1T, seen_1S, tokens.shape[1])
-        block = nn.remat(Block, prevent_cse=False) if config.remat else Block
+        block = Block
+        if config.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[config.remat])
         layers = nn.scan(
             block,
             variable_axes={"params": 0, "lora": 0, "intermediates": 0},
@@ -238,9 +241,12 @@ class Attention(nn.Module):
             v_BKSH = jax.lax.dynamic_update_slice(cache.v_BKSH, v_BKSH, at)
             cache = LayerCache(k_BKSH, v_BKSH)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
-        mixed_BTX = attend(
-            q_BNTH * scale, k_BKSH, v_BKSH, context.mask_BTS, config.attention_softcap
-        )
+        if config.attention != "xla" and cache is None:
+            mixed_BTX = attend_causally(config, q_BNTH * scale, k_BKSH, v_BKSH)
+        else:
+            mixed_BTX = attend(
+                q_BNTH * scale, k_BKSH, v_BKSH, context.mask_BTS, config.attention_softcap
+            )
         o = Projection(config.hidden_size, config.output_bias, config.dtype, name="o")
         return o(mixed_BTX), cache
 
@@ -343,6 +349,12 @@ class Embedding(nn.Module):
         return x_BTD
 
 
+# What is stored for the backward pass, by the name of what is computed again: nothing but each
+# layer's input, or its products with parameters too, but no attention scores.
+REMAT = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
 _normal = nn.initializers.normal(0.02)
 
 ACTIVATIONS = {
@@ -382,31 +394,6 @@ def layer_context(
     return Context(rotary, jnp.stack(masks))
 
 
-def attend(
-    q_BNTH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
-    mask_BTS: jax.Array,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Softmax attention of scaled queries, [B, T, N * H]; the mask is True where a key is seen."""
-    batch, heads, time, size = q_BNTH.shape
-    kv_heads, keys = k_BKSH.shape[1:3]
-    groups = heads // kv_heads
-    # Queries that share a key head become rows of one matrix product: keys are never repeated.
-    q_BKMH = q_BNTH.reshape(batch, kv_heads, groups * time, size)
-    scores = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = scores.reshape(batch, kv_heads, groups, time, keys)
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
-    probs_BKMS = probs.reshape(batch, kv_heads, groups * time, keys)
-    mixed_BKMH = jnp.einsum("bkms,bksh->bkmh", probs_BKMS, v_BKSH)
-    mixed_BNTH = mixed_BKMH.reshape(batch, heads, time, size)
-    return mixed_BNTH.transpose(0, 2, 1, 3).reshape(batch, time, heads * size)
-
-
 def _split_heads(x_BTX: jax.Array, heads: int) -> jax.Array:
     """[B, T, heads * H] -> [B, heads, T, H]."""
     batch, time, width = x_BTX.shape
@@ -420,7 +407,7 @@ def _unrolled(config: DecoderConfig) -> int:
     needs, which costs a tenth of a training step. Deep stacks would compile slowly, and
     rematerialisation saves memory only inside a loop.
     """
-    shallow = config.num_layers <= 8 and not config.remat
+    shallow = config.num_layers <= 8 and config.remat == "none"
     return config.num_layers if shallow else 1
 
 

@@ -17,10 +17,12 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.training import profiling
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import fingerprint
 from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
 from jaxunlearn.training.parallel import ONE_DEVICE, Layout
+from jaxunlearn.training.profiling import flops_per_token
 from jaxunlearn.training.statistics import Rows, combine, reference_log_probs
 from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
 from jaxunlearn.training.trainable import split_params
@@ -219,7 +221,8 @@ class _Run:
 
     def dispatch(
         self, state: TrainState, start: int, count: int
-    ) -> tuple[TrainState, list[dict[str, float]]]:
+    ) -> tuple[TrainState, list[dict[str, float]], float]:
+        """The state after `count` steps, their metrics, and when the devices had the work."""
         part = {
             group: _padded(index[start : start + count], CAPACITY, -1)
             for group, index in self.schedule.items()
@@ -228,8 +231,10 @@ class _Run:
         state, log = run_steps(
             self.spec, state, self.frozen, rows, part, np.int32(count), self.numbers
         )
+        handed = time.perf_counter()
         log = jax.device_get(log)
-        return state, [{name: float(log[name][i]) for name in log} for i in range(count)]
+        rows = [{name: float(log[name][i]) for name in log} for i in range(count)]
+        return state, rows, handed
 
 
 def _advance(
@@ -242,12 +247,13 @@ def _advance(
     on_steps: OnSteps | None,
 ) -> TrainState:
     """From the state's step to step `end`."""
-    steps, step, count = run.steps, int(state.step), 1
+    steps, step, count, profile = run.steps, int(state.step), 1, profiling.current()
     while step < end:
         to_checkpoint = min(checkpoint_every - step % checkpoint_every, end - step)
-        count = min(count, run.alike(step), to_checkpoint)
+        count, width = min(count, run.alike(step), to_checkpoint), int(run.widths[step])
+        count = count if profile is None else profile.within(count, width)
         begin = time.perf_counter()
-        state, log = run.dispatch(state, step, count)
+        state, log, handed = run.dispatch(state, step, count)
         seconds = time.perf_counter() - begin
         for offset, metrics in enumerate(log):
             for key in ("loss", "grad_norm"):
@@ -260,6 +266,10 @@ def _advance(
             batch_tokens = _batch_tokens(tables, run.schedule, step + offset)
             metrics["step"] = step + offset + 1
             metrics["tokens_per_second"] = batch_tokens * count / seconds
+        if profile is not None:
+            tokens = sum(_batch_tokens(tables, run.schedule, step + i) for i in range(count))
+            flops = flops_per_token(run.spec.config, state.trainable, run.frozen, width) * tokens
+            profile.ran(count, width, tokens, flops, begin, handed)
         step += count
         if store is not None and (step == end or step % checkpoint_every == 0):
             store.save(state)

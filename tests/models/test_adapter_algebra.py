@@ -413,7 +413,7 @@ def test_a_choice_outside_gives_nan(tiny, adapters):
 
 @pytest.mark.slow
 def test_stacked_adapters_in_deep_and_half_precision_models(tiny, adapters):
-    config = dataclasses.replace(tiny.config, dtype="bfloat16", remat=True)
+    config = dataclasses.replace(tiny.config, dtype="bfloat16", remat="full")
     together = logits_of(
         config, tiny.params, TOKENS, lora=choose(stack(adapters), jnp.asarray(CHOICE))
     )

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import get_args
 
 import chex
 import jax
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxunlearn.config import Remat
 from jaxunlearn.models import head, lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.rope import Llama3, Rope, inverse_frequencies
@@ -141,14 +143,34 @@ def test_log_probs_in_parts_are_the_same(params, monkeypatch):
     chex.assert_trees_all_close(parts(params), whole(params), rtol=1e-4, atol=1e-4)
 
 
-def test_rematerialisation_changes_nothing(params):
+@pytest.mark.parametrize("policy", get_args(Remat))
+@pytest.mark.parametrize("trained", ["params", "adapter"])
+def test_rematerialisation_changes_no_gradient(params, policy, trained):
     tokens = tokens_of(CONFIG)
+    factors = jax.tree.map(lambda x: x + 0.05, lora.init(params, 4, key=jax.random.key(2)))
 
     def gradient(config):
-        return jax.jit(jax.grad(lambda p: log_probs_of(config, p, tokens).sum()))(params)
+        def total(tree):
+            params_, lora_ = (tree, None) if trained == "params" else (params, tree)
+            return log_probs_of(config, params_, tokens, lora=lora_).sum()
 
-    again = dataclasses.replace(CONFIG, remat=True)
+        return jax.jit(jax.grad(total))(params if trained == "params" else factors)
+
+    again = dataclasses.replace(CONFIG, remat=policy)
     chex.assert_trees_all_close(gradient(CONFIG), gradient(again), rtol=1e-4, atol=1e-4)
+
+
+def test_rematerialisation_stores_less():
+    config = dataclasses.replace(CONFIG, num_layers=12, max_positions=256)
+    shapes = jax.eval_shape(lambda: (params_of(config), tokens_of(config, rows=8, width=256)))
+
+    def temporary(policy):
+        changed = dataclasses.replace(config, remat=policy)
+        loss = jax.grad(lambda p, t: transformer.token_log_probs(changed, p, t).sum())
+        return jax.jit(loss).lower(*shapes).compile().memory_analysis().temp_size_in_bytes
+
+    none, dots, full = map(temporary, ("none", "dots", "full"))
+    assert full < dots < none / 3
 
 
 def test_a_fresh_adapter_changes_nothing(params):

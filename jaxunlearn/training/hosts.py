@@ -1,0 +1,119 @@
+"""Several processes as one program, and leaving in order when the machine is taken away.
+
+Every process runs the same code on the same data. What one process decides by itself, such as how
+long something took, must not change which programs it starts: the others would wait for ever.
+"""
+
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxunlearn.errors import UserError
+
+_asked = threading.Event()
+_deferred = 0
+_questions = 0
+
+
+class PreemptedError(RuntimeError):
+    """The process was asked to leave; what it had done is saved."""
+
+
+def connect(where: str) -> None:
+    """Makes this process one of several; before anything else that JAX does.
+
+    Args:
+      where: "auto" on TPU pods, Slurm, GKE and the like, where JAX knows the others; elsewhere
+        "HOST:PORT,N,I": address of process 0, number of processes, number of this one.
+
+    Raises:
+      UserError: the address is malformed, or the others could not be found.
+    """
+    if where == "auto":
+        arguments: tuple[Any, ...] = ()
+    else:
+        parts = where.split(",")
+        if len(parts) != 3 or ":" not in parts[0] or not all(p.isdecimal() for p in parts[1:]):
+            raise UserError(
+                f"--distributed: {where!r} is not HOST:PORT,N,I, such as 10.0.0.1:1234,2,0"
+            )
+        arguments = (parts[0], int(parts[1]), int(parts[2]))
+        if arguments[2] >= arguments[1]:
+            raise UserError(
+                f"--distributed: process {arguments[2]} of {arguments[1]}; they count from 0"
+            )
+    try:
+        jax.distributed.initialize(*arguments)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"--distributed: the processes could not be connected ({first}); outside of a cluster"
+            " that JAX knows give HOST:PORT,N,I"
+        ) from None
+
+
+def is_first() -> bool:
+    """Whether this process writes what there is to be one of."""
+    return jax.process_index() == 0
+
+
+def meet(where: str) -> None:
+    """Waits until all processes are here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def agreed(number: float) -> float:
+    """The first process's number, for all."""
+    if jax.process_count() == 1:
+        return number
+    return float(multihost_utils.broadcast_one_to_all(jax.numpy.float32(number)))
+
+
+def listen() -> None:
+    """From now on SIGTERM is a request to leave; one by itself it ends the process."""
+    signal.signal(signal.SIGTERM, _on_signal)
+
+
+@contextlib.contextmanager
+def deferring() -> Iterator[None]:
+    """A request to leave is only noted in here, for `asked_to_leave`; elsewhere it is followed at
+    once."""
+    global _deferred
+    _deferred += 1
+    try:
+        yield
+    finally:
+        _deferred -= 1
+
+
+def asked_to_leave() -> bool:
+    """Whether this process, or any of several, was asked to; all of them get the same answer.
+
+    All processes must call it as often.
+    """
+    global _questions
+    if jax.process_count() == 1:
+        return _asked.is_set()
+    _questions += 1
+    return bool(multihost_utils.reached_preemption_sync_point(_questions))
+
+
+def leave(what: str) -> None:
+    """Ends the program.
+
+    Raises:
+      PreemptedError: always.
+    """
+    raise PreemptedError(f"preempted {what}; the same command goes on from there")
+
+
+def _on_signal(number: int, frame: Any) -> None:
+    _asked.set()
+    if not _deferred:
+        leave("between two trainings")
