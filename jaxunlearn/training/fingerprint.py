@@ -50,3 +50,13 @@ def fingerprint(
     for path, leaf in (item for tree in trees for item in sorted(flatten_dict(tree).items())):
         digest.update(f"{path} {float(jnp.sum(jnp.abs(leaf.astype(jnp.float32))))}".encode())
     return digest.hexdigest()
+
+
+def table_digest(tables: Mapping[str, TokenTable]) -> str:
+    """A hash of the names and the rows of token tables."""
+    digest = hashlib.sha256()
+    for group, table in sorted(tables.items()):
+        digest.update(f"{group} {table.tokens.shape}".encode())
+        for array in (table.tokens, table.answer_mask, table.labels):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

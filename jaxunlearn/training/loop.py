@@ -108,7 +108,7 @@ def train(
         if at == steps or given_up:
             return _End(state, at, looks)
         rows = device_rows(model, tables, objective)
-        run = _Run(spec, frozen, rows, schedule, _step_widths(tables, schedule), numbers)
+        run = _Run(spec, frozen, rows, schedule, step_widths(tables, schedule), numbers)
         if watch is None and selection is None:
             every = training.checkpoint_every
             return _End(_advance(run, state, steps, tables, every, store, on_steps), steps, [])
@@ -190,7 +190,7 @@ class _Run:
         self, state: TrainState, start: int, count: int
     ) -> tuple[TrainState, list[dict[str, float]]]:
         part = {
-            group: _padded(index[start : start + count], CAPACITY, -1)
+            group: padded(index[start : start + count], CAPACITY, -1)
             for group, index in self.schedule.items()
         }
         rows = jax.tree.map(lambda table: table[:, : self.widths[start]], self.rows)
@@ -226,9 +226,9 @@ def _advance(
                         f"{run.spec.objective.name}: the {key} is {metrics[key]} at step "
                         f"{step + offset + 1} of {steps}; {cause}"
                     )
-            batch_tokens = _batch_tokens(tables, run.schedule, step + offset)
+            tokens = batch_tokens(tables, run.schedule, step + offset)
             metrics["step"] = step + offset + 1
-            metrics["tokens_per_second"] = batch_tokens * count / seconds
+            metrics["tokens_per_second"] = tokens * count / seconds
         step += count
         if store is not None and (step == end or step % checkpoint_every == 0):
             store.save(state)
@@ -308,9 +308,8 @@ def trained_model(
     return dataclasses.replace(model, params=kept)
 
 
-def _step_widths(
-    tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def step_widths(tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[steps]: columns that each step's batch needs, by its longest row."""
     width = next(iter(tables.values())).tokens.shape[1]
     longest = [
         np.where(schedule[group] >= 0, table.lengths[schedule[group]], 0).max(axis=1)
@@ -339,11 +338,12 @@ def device_rows(
 
 def _reference(model: LanguageModel, table: TokenTable, batch: int = 16) -> jax.Array:
     n, width = table.tokens.shape
-    tokens = _padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
+    tokens = padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
     return reference_log_probs(model.config, model.params, tokens).reshape(-1, width)[:n]
 
 
-def _padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
+def padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
+    """So many rows, the further ones full of one value."""
     extra = np.full((length - len(rows), *rows.shape[1:]), fill, rows.dtype)
     return np.concatenate([rows, extra])
 
@@ -370,7 +370,7 @@ def traced_numbers(
     return jax.tree.map(jnp.float32, numbers)
 
 
-def _batch_tokens(
+def batch_tokens(
     tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray], step: int
 ) -> int:
     """Real tokens, padding not counted, that a step works through."""
