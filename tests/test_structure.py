@@ -17,7 +17,7 @@ ORDER = [
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
     "modules", "release", "dareu", "attributing", "evaluating", "checking", "stages", "experiment",
     "run_modules", "shadows", "attacks",
-    "sweep", "api", "harness", "commands", "commands_adapter", "cli",
+    "sweeping", "api", "harness", "commands", "commands_adapter", "cli",
 ]  # fmt: skip
 
 
