@@ -31,7 +31,6 @@ def run(
     say: Callable[[str], None] = print,
     *,
     vectorize: int = 1,
-    claims: Claims | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Does the runs that are not done yet; one that fails does not stop the others.
 
@@ -44,7 +43,6 @@ def run(
       runs: as `expand` gives them.
       say: called with what the user should know.
       vectorize: train so many adapters side by side, where runs can be.
-      claims: of this process; default: new ones, in the folder of the runs.
 
     Returns:
       The summary over seeds (see `over_seeds`), and a line for each run that failed.
@@ -53,7 +51,7 @@ def run(
       UserError: every run failed.
     """
     folder = Path(runs[0][1].output)
-    with claims or Claims(folder / "shared" / "claims") as claims:
+    with Claims(folder / "shared" / "claims") as claims:
         board = _Board(folder, claims, say, vectorize)
         board.work([one for _, one in runs])
         done, failed = [], []

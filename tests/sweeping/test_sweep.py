@@ -31,6 +31,11 @@ SMALL = {
     "training": {"epochs": 1, "batch_size": 4},
     "evaluation": {"max_new_tokens": 2, "limit": 2},
 }  # fmt: skip
+GIVEN = {
+    "finetune": None,
+    "model": {"path": "folder"},
+    "data": {"format": "jsonl", "forget": "forget.jsonl", "retain": "retain.jsonl"},
+}
 COMMAND = [sys.executable, "-c", "import sys; from jaxunlearn.cli import main; sys.exit(main())"]
 
 
@@ -125,6 +130,8 @@ def test_what_decides_the_models_before_unlearning(config):
     for key in ("data.people", "finetune.epochs", "evaluation.limit", "model.intermediate_size"):
         assert prints({key: [4, 5]}) == 2, key
     assert prints({"retrain": [True, False]}) == 2
+    assert prints({"seed": [0, 1]}, **GIVEN) == 1
+    assert prints({"seed": [0, 1]}, **{**GIVEN, "data": {}}) == 2
 
 
 @pytest.mark.slow
@@ -166,8 +173,8 @@ def test_which_runs_can_be_trained_side_by_side(config):
     assert "reveal_release does not" in why(baselines=[{"name": "reveal_release"}])
     assert "second model" in why(**{"method.name": "whp"})
 
-    def groups(**grid):
-        return len({grouped.alike(one) for _, one in expand(config, grid, {})})
+    def groups(*, given=None, **grid):
+        return len({grouped.alike(one) for _, one in expand(config, grid, given or {})})
 
     numbers = {"training.learning_rate": [1e-4, 1e-3], "training.warmup": [0.1, 0.2],
                "method.beta": [0.1, 1], "method.training": [{}, {"weight_decay": 0.0}]}  # fmt: skip
@@ -175,6 +182,7 @@ def test_which_runs_can_be_trained_side_by_side(config):
     for key, values in {"adapter.rank": [1, 2], "training.decay": ["linear", "cosine"],
                         "method.name": ["npo", "simnpo"], "seed": [0, 1]}.items():  # fmt: skip
         assert groups(**{key: values}) == 2, key
+    assert groups(seed=[0, 1], given=GIVEN) == 1
 
 
 @pytest.mark.slow
@@ -188,18 +196,14 @@ def test_what_cannot_be_side_by_side_is_said_in_one_line(config, capsys):
 
 @pytest.mark.slow
 def test_one_compile_for_rates_betas_and_seeds(config):
-    """32 runs, of which each pair of seeds has another model and other data."""
-    searched = [
-        "--search",
-        "training.learning_rate=1e-4:1e-2:log",
-        "--search",
-        "method.beta=0.1:1.0",
-    ]
-    assert sweep(config, *searched, "--samples", "2", "--grid", "seed=0,1") == 0
-    size = run_steps._cache_size()
-    options = ["--samples", "8", "--grid", "seed=0,1,2,3"]
-    assert sweep(config, *searched, *options) == 0
-    assert run_steps._cache_size() == size
+    """32 runs on the quickstart's people; each seed has other people, and so another model."""
+    model = {**SMALL["model"], "vocab_size": 1024}
+    config.write_text(yaml.safe_dump({**SMALL, "data": {}, "model": model}))
+    run_steps.clear_cache()
+    options = ["--search", "training.learning_rate=1e-4:1e-2:log"]
+    options += ["--search", "method.beta=0.1:1.0"]
+    assert sweep(config, *options, "--samples", "8", "--grid", "seed=0,1,2,3") == 0
+    assert run_steps._cache_size() == 2  # of fine-tuning and of unlearning
     assert len(table(Path("runs"))["models"]) == 2 + 8
     assert len(list(Path("runs/small").glob("*/summary.json"))) == 32
 
