@@ -11,8 +11,9 @@ from jaxunlearn.errors import UserError
 EXIT_USER_ERROR = 2
 _WITH_CONFIG = ("run", "sweep", "plan", "finetune", "evaluate", "attribute")
 _OWN_OPTIONS = (
-    "--help", "--print-config", "--json", "--logs", "--grid", "--text", "--file", "--kinds",
-    "--top", "--no-compile-cache", "--devices", "--device-memory", "--profile",
+    "--help", "--print-config", "--json", "--logs", "--grid", "--search", "--samples",
+    "--sampler", "--vectorize", "--text", "--file", "--kinds", "--top", "--no-compile-cache",
+    "--devices", "--device-memory", "--profile",
 )  # fmt: skip
 
 
@@ -74,11 +75,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--profile", type=int, default=0, metavar="N", help=profile_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
 
-    sub = command("sweep", "run a config with several values of some keys")
+    about = "run a config with several values of some keys, also by several processes at once"
+    sub = command("sweep", about)
     sub.add_argument("config", nargs="?", help=config_help)
-    sub.add_argument(
-        "--grid", action="append", default=[], metavar="KEY=VALUE,VALUE", help="may be repeated"
-    )
+    many = {"action": "append", "default": []}
+    grid_help = "every combination of these; may be repeated"
+    sub.add_argument("--grid", **many, metavar="KEY=VALUE,VALUE", help=grid_help)
+    search_help = "drawn from a range, integers if both ends are; may be repeated"
+    sub.add_argument("--search", **many, metavar="KEY=LOW:HIGH[:log]", help=search_help)
+    samples_help = "points drawn from the ranges; default 16"
+    sub.add_argument("--samples", type=int, default=16, metavar="N", help=samples_help)
+    sampler_help = "how they are drawn, by the config's seed; default sobol"
+    sub.add_argument("--sampler", choices=("sobol", "random"), default="sobol", help=sampler_help)
+    vectorize_help = "train so many adapters side by side, on all devices; default 1"
+    sub.add_argument("--vectorize", type=int, default=1, metavar="N", help=vectorize_help)
 
     sub = command("plan", "tell what a run needs on each device, from shapes alone", compiles=False)
     sub.add_argument("config", nargs="?", help=config_help)
@@ -144,7 +154,6 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("attack", "try to bring back what a finished run forgot")
     sub.add_argument("runs", nargs="+", metavar="RUN", help="run folder")
-    many = {"action": "append", "default": []}
     sub.add_argument("--method", **many, metavar="LABEL", help="of the run; default: its main one")
     sub.add_argument("--steps", type=int, metavar="N", help="of relearning; default: one epoch")
     sub.add_argument("--rows", type=int, metavar="K", help="to relearn; default: all forget rows")

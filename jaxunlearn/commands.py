@@ -62,21 +62,26 @@ def run(options: argparse.Namespace) -> None:
 
 def sweep(options: argparse.Namespace) -> None:
     """Runs a config with several values of some keys, and prints their table."""
-    from jaxunlearn import sweep
     from jaxunlearn.evaluation import report
+    from jaxunlearn.sweeping import running, settings
 
-    grid = {}
-    for word in options.grid:
-        key, equals, values = word.partition("=")
-        if not equals:
-            raise UserError(f"--grid {word}: write KEY=VALUE,VALUE")
-        key = key.replace("-", "_")
-        if key in grid:
-            raise UserError(f"--grid {key}: given twice; write all its values with commas")
-        numbered = dict(enumerate(values.split(",")))
-        grid[key] = list(_parsed(numbered).values())
-    runs = sweep.expand(options.config, grid, _parsed(options.overrides))
-    summary, failed = sweep.run(runs)
+    grid = {
+        key: list(_parsed(dict(enumerate(values.split(",")))).values())
+        for key, values in _varied(options.grid, "--grid", "KEY=VALUE,VALUE").items()
+    }
+    spans = {
+        key: settings.span(words, key)
+        for key, words in _varied(options.search, "--search", "KEY=LOW:HIGH").items()
+    }
+    if options.vectorize < 1:
+        raise UserError(f"--vectorize: is {options.vectorize}; use 1 or more")
+    base, drawn = _load(options), [{}]
+    if spans:
+        drawn = settings.draw(spans, options.samples, options.sampler, base.seed)
+        if len(drawn) < options.samples:
+            print(f"--samples: only {len(drawn)} of {options.samples} points differ")
+    runs = settings.expand(options.config, grid, _parsed(options.overrides), drawn)
+    summary, failed = running.run(runs, vectorize=options.vectorize)
     _console().print(report.table(summary))
     for note in summary["notes"]:
         print(f"note: {note}")
@@ -84,7 +89,24 @@ def sweep(options: argparse.Namespace) -> None:
     print(f"report: {folder / 'report.html'}\nruns:   {folder / 'comparison.html'}")
     if failed:
         lines = "\n  ".join(failed)
-        raise UserError(f"{len(failed)} of {len(runs)} runs failed:\n  {lines}")
+        raise UserError(
+            f"{len(failed)} of {len(runs)} runs failed:\n  {lines}\n"
+            f"they are not tried again unless {folder / 'shared' / 'failed'} is removed"
+        )
+
+
+def _varied(words: list[str], option: str, form: str) -> dict[str, str]:
+    """Dotted key to what was given for it."""
+    found: dict[str, str] = {}
+    for word in words:
+        key, equals, values = word.partition("=")
+        if not equals:
+            raise UserError(f"{option} {word}: write {form}")
+        key = key.replace("-", "_")
+        if key in found:
+            raise UserError(f"{option} {key}: given twice; write all its values in one")
+        found[key] = values
+    return found
 
 
 def _print_config(settings: Any) -> None:

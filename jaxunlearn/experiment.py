@@ -117,19 +117,35 @@ def run(experiment: Experiment, *, profile: int = 0) -> dict[str, Any]:
         return folder.summary
     with Bars() as bars:
         work = Stages(experiment, folder, bars, profile)
-        target = work.judge = work.target()
-        work.attribute(target)
-        evaluations = {"target": work.evaluate("target", target)}
-        retrained = work.retrained()
-        if retrained is not None:
-            evaluations["retrained"] = work.evaluate("retrained", retrained)
-        del retrained
+        target, evaluations = _before(work)
         histories = {}
         for label, method in labels(experiment).items():
             model, after = work.unlearn(label, target, method)
             evaluations[label] = after[-1]
             histories[label] = [evaluations["target"], *after]
         return work.finish(target, model, evaluations, histories)
+
+
+def prepare(experiment: Experiment) -> None:
+    """The part of a run that comes before unlearning; `run` goes on from its folder.
+
+    Raises:
+      UserError: as `run`.
+    """
+    experiment = resolve(experiment)
+    with Bars() as bars:
+        _before(Stages(experiment, RunFolder(experiment), bars))
+
+
+def _before(work: Stages) -> tuple[LanguageModel, dict[str, Evaluation]]:
+    """The target, and the evaluations of it and of the retrained model."""
+    target = work.judge = work.target()
+    work.attribute(target)
+    evaluations = {"target": work.evaluate("target", target)}
+    retrained = work.retrained()
+    if retrained is not None:
+        evaluations["retrained"] = work.evaluate("retrained", retrained)
+    return target, evaluations
 
 
 def finetune(experiment: Experiment) -> list[Path]:

@@ -7,7 +7,7 @@ import json
 import platform
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +107,21 @@ class RunFolder:
         lines = [json.dumps({"model": stage, **row}) for row in rows]
         with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
+
+    def logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
+        """What a training stage calls with (steps done, steps in all, a dict per new step), to be
+        logged and shown; a stage that is resumed logs again what came after its checkpoint."""
+        first = True
+
+        def on_steps(done: int, total: int, log: list[dict[str, float]]) -> None:
+            nonlocal first
+            if first:
+                self.forget_log(stage, log[0]["step"])
+                first = False
+            self.log(stage, log)
+            show(done, total, log)
+
+        return on_steps
 
     def forget_log(self, stage: str, first_step: int) -> None:
         """Drops logged lines that a resumed stage will log again."""

@@ -175,7 +175,7 @@ class Stages:
                 base=self._target_folder(target),
                 folder=self.folder.path / "release" / label,
                 checkpoints=lambda stage: self.folder.checkpoints(f"{label}@{stage}"),
-                logger=lambda stage: self._logger(f"{label}@{stage}", bar.steps),
+                logger=lambda stage: self.folder.logger(f"{label}@{stage}", bar.steps),
                 say=lambda text: self._note(f"{label}: {text}"),
             )
             store = ModuleStore(modules_folder(self.folder.path, label))
@@ -215,7 +215,7 @@ class Stages:
                     self.experiment,
                     method,
                     checkpoints=self.folder.checkpoints(stage),
-                    on_steps=self._logger(stage, bar.steps),
+                    on_steps=self.folder.logger(stage, bar.steps),
                     on_schedule=partial(self.folder.write_schedule, stage),
                     say=self._note,
                     **options,
@@ -332,7 +332,7 @@ class Stages:
                     self.experiment,
                     training,
                     checkpoints=self.folder.checkpoints(stage),
-                    on_steps=self._logger(stage, bar.steps),
+                    on_steps=self.folder.logger(stage, bar.steps),
                     say=self._note,
                 ),
             )
@@ -344,19 +344,6 @@ class Stages:
         """Traces some steps of a training by a loss, if that was asked for."""
         place = self.folder.path / "traces" / stage
         return profiled(place, self.profile, lambda text: self.bars.say(f"{stage}: {text}"))
-
-    def _logger(self, stage: str, show: Callable[..., None]) -> Callable[..., None]:
-        first = True
-
-        def on_steps(done: int, total: int, log: list[dict[str, float]]) -> None:
-            nonlocal first
-            if first:
-                self.folder.forget_log(stage, log[0]["step"])
-                first = False
-            self.folder.log(stage, log)
-            show(done, total, log)
-
-        return on_steps
 
     def _note(self, text: str) -> None:
         if text not in self.notes:

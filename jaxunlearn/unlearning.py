@@ -1,7 +1,7 @@
 """Rows in, unlearned model out: what the run pipeline and the Python interface share."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -155,22 +155,14 @@ def unlearn_rows(
       selection: what chooses the result among the states of the training; needs `checkpoints`.
       say: called with what the user should know.
     """
-    check_method(model, method)
-    training = training_of(experiment, method)
-    chosen, (objective, hyper) = registry.lookup(method.name), registry.objective(method)
-    tables, pool = make_tables(model, forget, retain, experiment, method, say)
-    pairing = sampling_of(experiment, method)
-    if "retain" not in tables:
-        steps = pairing.match_steps
-        pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
-    in_turn = registry.resolve(method).hyper.get("forget_epochs")
-    schedule = make_schedule(pool, pairing, training, experiment.seed, forget_epochs=in_turn)
-    indices = _indices(schedule)
+    job = unlearning_job(model, forget, retain, experiment, method, say)
+    objective, hyper, schedule = job.objective, job.hyper, job.schedule
+    chosen = registry.lookup(method.name)
 
     def describe(steps: int, **more: int) -> None:
         if on_schedule is not None:
             part = sampling.Schedule(schedule.forget[:steps], schedule.retain[:steps])
-            on_schedule({**sampling.describe(pool, part), **more})
+            on_schedule({**sampling.describe(job.pool, part), **more})
 
     def ended(trained: int, kept: int) -> None:
         describe(trained, **({} if selection is None else {"selected_step": kept}))
@@ -188,11 +180,11 @@ def unlearn_rows(
     ) -> LanguageModel:
         return train(
             model,
-            {group: tables[group] for group in objective.groups},
-            {group: indices[group] for group in objective.groups},
+            {group: job.tables[group] for group in objective.groups},
+            {group: job.indices[group] for group in objective.groups},
             objective,
             hyper,
-            training,
+            job.training,
             adapter=experiment.adapter,
             seed=experiment.seed,
             layout=layout_of(experiment.parallel),
@@ -215,6 +207,43 @@ def unlearn_rows(
         on_end=ended,
         **options,
     )
+
+
+@dataclass(frozen=True)
+class UnlearningJob:
+    """What a method trains on, and how."""
+
+    objective: registry.Objective
+    hyper: Mapping[str, float]
+    training: TrainingConfig
+    tables: Mapping[str, TokenTable]
+    pool: sampling.Pool
+    """The rows of the tables, as a sampler sees them."""
+    schedule: sampling.Schedule
+    indices: Mapping[str, np.ndarray]
+    """Group name to its rows in each step."""
+
+
+def unlearning_job(
+    model: LanguageModel,
+    forget: Sequence[Row],
+    retain: Sequence[Row],
+    experiment: Experiment,
+    method: MethodConfig,
+    say: Callable[[str], None] = print,
+) -> UnlearningJob:
+    """What a method of the kind that minimises a loss does with rows; see `unlearn_rows`."""
+    check_method(model, method)
+    training = training_of(experiment, method)
+    objective, hyper = registry.objective(method)
+    tables, pool = make_tables(model, forget, retain, experiment, method, say)
+    pairing = sampling_of(experiment, method)
+    if "retain" not in tables:
+        steps = pairing.match_steps
+        pairing = SamplingConfig(match_steps=None if isinstance(steps, str) else steps)
+    in_turn = registry.resolve(method).hyper.get("forget_epochs")
+    schedule = make_schedule(pool, pairing, training, experiment.seed, forget_epochs=in_turn)
+    return UnlearningJob(objective, hyper, training, tables, pool, schedule, _indices(schedule))
 
 
 def gradient_statistics(

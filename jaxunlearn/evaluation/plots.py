@@ -5,9 +5,10 @@ pages, and nothing in it depends on the date or on chance, so the same run gives
 """
 
 import io
+import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any
@@ -141,34 +142,52 @@ def _choose_scale(axes: Any, values: Sequence[float]) -> None:
     axes.minorticks_off()
 
 
+def forget_metric(models: Iterable[Mapping[str, Any]]) -> str:
+    """What says how much was forgotten: forget quality where it was measured, else forget efficacy,
+    else forget ROUGE-L."""
+    known = list(models)
+    for metric in ("forget_quality", "forget_efficacy"):
+        if any(measured(values, metric) is not None for values in known):
+            return metric
+    return "forget_rouge"
+
+
 def plane(
-    rows: Sequence[tuple[str, str, Mapping[str, Any]]], looks: Mapping[str, Style]
+    rows: Sequence[tuple[str, str, Mapping[str, Any]]],
+    looks: Mapping[str, Style],
+    front: Collection[str] = (),
 ) -> dict[str, str] | None:
     """The forget-utility plane of every model that has both numbers, with its caption.
 
-    Forget quality where it was measured, forget ROUGE-L otherwise. Runs that agree on a model
-    share its point.
+    Runs that agree on a model share its point.
 
     Args:
       rows: (run or "", model, its metrics as in `summary.json`).
       looks: from `styles`.
+      front: the models that are not dominated, if the others are to stay without a name.
 
     Returns:
       `{"svg", "caption"}`, or None if no model has both numbers.
     """
-    if any(measured(values, "forget_quality") is not None for _, _, values in rows):
-        metric = "forget_quality"
-        caption = (
+    metric = forget_metric(values for _, _, values in rows)
+    caption = {
+        "forget_quality": (
             "Forget quality is the p-value of a test against the retrained model (★); above "
             "the dashed line the test cannot tell the two apart. "
             f"Values below {P_FLOOR:.0e} are drawn at the lower edge."
+        ),
+        "forget_efficacy": (
+            "Forget efficacy is 1 minus the mean of probability, ROUGE-L and similarity."
+        ),
+        "forget_rouge": (
+            "Without a retrained model: ROUGE-L recall on forget rows, lower is better."
+        ),
+    }[metric]
+    if front:
+        caption += (
+            " The thin line joins what no other one beats in both numbers; only that is named,"
+            " and the models before unlearning."
         )
-    elif any(measured(values, "forget_efficacy") is not None for _, _, values in rows):
-        metric = "forget_efficacy"
-        caption = "Forget efficacy is 1 minus the mean of probability, ROUGE-L and similarity."
-    else:
-        metric = "forget_rouge"
-        caption = "Without a retrained model: ROUGE-L recall on forget rows, lower is better."
     places: dict[tuple[str, float, float], list[str]] = {}
     for run, model, values in rows:
         forgetting, utility = measured(values, metric), measured(values, "model_utility")
@@ -182,11 +201,17 @@ def plane(
         Point(f"{model} · {runs[0]}" if len(runs) == 1 and runs[0] else model, model, *xy)
         for (model, *xy), runs in places.items()
     ]
-    svg = plane_svg(points, looks, metric=metric)
+    svg = plane_svg(points, looks, metric=metric, front=front)
     return {"svg": svg, "caption": caption + " The upper right corner is the aim."}
 
 
-def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: str) -> str:
+def plane_svg(
+    points: Sequence[Point],
+    looks: Mapping[str, Style],
+    *,
+    metric: str,
+    front: Collection[str] = (),
+) -> str:
     """The forget-utility plane; the upper right corner is where one wants to be.
 
     Args:
@@ -194,6 +219,7 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: st
       looks: from `styles`.
       metric: what y is: "forget_quality", a p-value on a logarithmic axis with floor `P_FLOOR`;
         "forget_efficacy"; or "forget_rouge", ROUGE-L recall on an inverted axis.
+      front: see `plane`.
     """
     quality = metric == "forget_quality"
     figure, axes = new_figure(8.6, 4.2)
@@ -206,6 +232,9 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: st
             point.utility, y, s=size, color=look.color, marker=look.marker, zorder=3, clip_on=False
         )
         places.append((point.utility, y, point.label))
+    joined = sorted(place[:2] for place, p in zip(places, points, strict=True) if p.model in front)
+    if joined:
+        axes.plot(*zip(*joined, strict=True), color=LINE, lw=0.9, zorder=2, clip_on=False)
     utilities = [point.utility for point in points]
     middle, half = _window(utilities)
     axes.set_xlim(middle - half, middle + half)
@@ -229,7 +258,8 @@ def plane_svg(points: Sequence[Point], looks: Mapping[str, Style], *, metric: st
         axes.set_ylim(1.05, -0.05)
         axes.set_ylabel("forget ROUGE-L (inverted) →")
     figure.draw_without_rendering()  # the labels need the final places
-    _label(axes, places)
+    named = {*front, "target", "retrained"}
+    _label(axes, places, [not front or point.model in named for point in points])
     return inline_svg(figure, "forget quality against model utility")
 
 
@@ -239,12 +269,13 @@ def _window(values: Sequence[float]) -> tuple[float, float]:
     return (low + high) / 2, max((high - low) * 0.65, 0.06)
 
 
-def _label(axes: Any, places: Sequence[tuple[float, float, str]]) -> None:
+def _label(axes: Any, places: Sequence[tuple[float, float, str]], named: Sequence[bool]) -> None:
     """Names beside their points, at the nearest spot free of other names and points."""
     width, height = (size * 72 for size in axes.figure.get_size_inches())
     points = [axes.transData.transform(place[:2]) * 72 / axes.figure.dpi for place in places]
     taken = [(x - 7, x + 7, y - 6, y + 6) for x, y in points]
-    for (x, y), place in zip(points, places, strict=True):
+    chosen = itertools.compress(zip(points, places, strict=True), named)
+    for (x, y), place in chosen:
         length = 5.4 * len(place[2])
         spots = [
             (side, up, x + 9 if side == "left" else x - 9 - length)

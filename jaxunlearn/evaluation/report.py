@@ -5,7 +5,7 @@ Everything on the page goes through a template that escapes it: a model's text m
 """
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,7 @@ PlainTable = Mapping[str, Any]
 _NO_TABLES: Mapping[str, PlainTable] = {}
 _GLYPHS = dict(zip("osD^vPXh*", "●■◆▲▼✚✖⬢★", strict=True))
 _OPEN_SAMPLES = 4
+NOT_DOMINATED = "◆"
 
 
 def table(summary: Summary) -> "rich.table.Table":
@@ -58,7 +59,8 @@ def table(summary: Summary) -> "rich.table.Table":
     for model, values in models.items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
         cells = [format_value(key, measured(values, key)) for key in keys]
-        out.add_row(Text(model), *map(Text, cells), style=style)
+        name = f"{model} {NOT_DOMINATED}" if model in _front(summary) else model
+        out.add_row(Text(name), *map(Text, cells), style=style)
     return out
 
 
@@ -95,7 +97,7 @@ def write_report(
         kind="Unlearning report",
         statements={"": statement(summary)},
         tiles=_tiles(summary),
-        **_results(rows, looks, {("", summary.get("primary"))}),
+        **_results(rows, looks, {("", summary.get("primary"))}, _front(summary)),
         panels=plots.curves_svg(curves, looks),
         requests=plots.lines_svg(over_requests.lines(histories), looks, axis="requests done"),
         request_rows=next((one["evaluated_rows"] for one in histories.values()), []),
@@ -217,9 +219,13 @@ def _digits(value: float | None, digits: int) -> str:
 
 
 def _results(
-    rows: Sequence[tuple[str, str, Summary]], looks: Mapping[str, plots.Style], primaries: set
+    rows: Sequence[tuple[str, str, Summary]],
+    looks: Mapping[str, plots.Style],
+    primaries: set,
+    front: Collection[str] = (),
 ) -> dict[str, Any]:
     """Table, legend and plane of (run, model, values)."""
+    notes = {"retrained": "reference", "target": "before", **dict.fromkeys(front, "not dominated")}
     keys = list(dict.fromkeys(key for _, _, values in rows for key in values))
     columns = [column(key, [values for _, _, values in rows]) for key in keys]
     last = ("privacy", "other", "training")  # what a reader looks at after the rest
@@ -234,7 +240,7 @@ def _results(
             {
                 "run": run,
                 "model": model,
-                "note": {"retrained": "reference", "target": "before"}.get(model, ""),
+                "note": notes.get(model, ""),
                 "primary": (run, model) in primaries,
                 "cells": [_cell(column, values) for column in columns],
             }
@@ -243,7 +249,7 @@ def _results(
         "looks": {
             model: {"css": look.css, "glyph": _GLYPHS[look.marker]} for model, look in looks.items()
         },
-        "plane": plots.plane(rows, looks),
+        "plane": plots.plane(rows, looks, front),
     }
 
 
@@ -327,6 +333,11 @@ def _distinct(names: Sequence[str]) -> list[str]:
         name if name not in names[:i] else f"{name} ({names[:i].count(name) + 1})"
         for i, name in enumerate(names)
     ]
+
+
+def _front(summary: Summary) -> Collection[str]:
+    """The models that no other one beats in forgetting and in utility, where several compete."""
+    return (summary.get("pareto") or {}).get("models", ())
 
 
 def _is_given(model: str) -> bool:

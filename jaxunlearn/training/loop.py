@@ -119,7 +119,7 @@ def train(
             return _End(state, at, looks)
         rows = device_rows(model, tables, objective, layout)
         slots = padded_slots(schedule, layout.shards * training.micro_batches)
-        run = _Run(spec, frozen, rows, slots, _step_widths(tables, schedule), numbers)
+        run = _Run(spec, frozen, rows, slots, step_widths(tables, schedule), numbers)
         if watch is None and selection is None:
             every = training.checkpoint_every
             return _End(_advance(run, state, steps, tables, every, store, on_steps), steps, [])
@@ -224,7 +224,7 @@ class _Run:
     ) -> tuple[TrainState, list[dict[str, float]], float]:
         """The state after `count` steps, their metrics, and when the devices had the work."""
         part = {
-            group: _padded(index[start : start + count], CAPACITY, -1)
+            group: padded(index[start : start + count], CAPACITY, -1)
             for group, index in self.schedule.items()
         }
         rows = jax.tree.map(lambda table: table[:, : self.widths[start]], self.rows)
@@ -263,11 +263,11 @@ def _advance(
                         f"{run.spec.objective.name}: the {key} is {metrics[key]} at step "
                         f"{step + offset + 1} of {steps}; {cause}"
                     )
-            batch_tokens = _batch_tokens(tables, run.schedule, step + offset)
+            tokens = batch_tokens(tables, run.schedule, step + offset)
             metrics["step"] = step + offset + 1
-            metrics["tokens_per_second"] = batch_tokens * count / seconds
+            metrics["tokens_per_second"] = tokens * count / seconds
         if profile is not None:
-            tokens = sum(_batch_tokens(tables, run.schedule, step + i) for i in range(count))
+            tokens = sum(batch_tokens(tables, run.schedule, step + i) for i in range(count))
             flops = flops_per_token(run.spec.config, state.trainable, run.frozen, width) * tokens
             profile.ran(count, width, tokens, flops, begin, handed)
         step += count
@@ -349,9 +349,8 @@ def trained_model(
     return dataclasses.replace(model, params=kept)
 
 
-def _step_widths(
-    tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray]
-) -> np.ndarray:
+def step_widths(tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray]) -> np.ndarray:
+    """[steps]: columns that each step's batch needs, by its longest row."""
     width = next(iter(tables.values())).tokens.shape[1]
     longest = [
         np.where(schedule[group] >= 0, table.lengths[schedule[group]], 0).max(axis=1)
@@ -393,12 +392,13 @@ def device_rows(
 def _reference(model: LanguageModel, table: TokenTable, layout: Layout) -> jax.Array:
     n, width = table.tokens.shape
     batch = math.lcm(16, layout.shards)
-    tokens = _padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
+    tokens = padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
     tokens = layout.shares(tokens, axis=1)
     return reference_log_probs(model.config, model.params, tokens).reshape(-1, width)[:n]
 
 
-def _padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
+def padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
+    """So many rows, the further ones full of one value."""
     extra = np.full((length - len(rows), *rows.shape[1:]), fill, rows.dtype)
     return np.concatenate([rows, extra])
 
@@ -425,7 +425,7 @@ def traced_numbers(
     return jax.tree.map(jnp.float32, numbers)
 
 
-def _batch_tokens(
+def batch_tokens(
     tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray], step: int
 ) -> int:
     """Real tokens, padding not counted, that a step works through."""
