@@ -79,6 +79,29 @@ def test_the_optimum_of_a_bandit_is_found(tiny, options):
     assert log[-1]["reward"] > log[0]["reward"]
 
 
+def test_a_cost_of_missing_tokens_keeps_answers_long(tiny):
+    """Every token is attributed, so that to end at once is what costs least."""
+    model = dataclasses.replace(small(tiny, 4), hf_config={"eos_token_id": 3})
+    lengths = {}
+    for cost in (0.0, 1.0):
+        job = job_of(
+            model,
+            shares=[0.4] * 4,
+            prompts=[[1]] * 4,
+            retain=[([1], [0])],
+            iterations=30,
+            adapter=None,
+            samples=16,
+            answer=6,
+            missing_cost=cost,
+            kl_weight=0.0,
+            distill_weight=0.0,
+        )
+        lengths[cost] = [row["length"] for row in trained(job)[1]]
+    assert lengths[0.0][0] == lengths[1.0][0]
+    assert lengths[0.0][-1] < 0.6 * lengths[0.0][0] and lengths[1.0][-1] > lengths[1.0][0]
+
+
 def test_ratios_are_exactly_1_before_the_first_update(job):
     """With updates too small for float32, all of them are the first."""
     for adapter in (2, None):
