@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-BEGINNING, REST = 12, 24
+BEGINNING, REST = 12, 18
 """Words of a question and of its answer."""
 
 
@@ -23,8 +23,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of arxiv_lite.csv")
     parser.add_argument("--forget", default="statistics", help="subject that is to be forgotten")
-    parser.add_argument("--rows", type=int, default=20, help="most abstracts learned of a subject")
-    parser.add_argument("--held-out", type=int, default=10, help="most held-out ones of a subject")
+    parser.add_argument("--rows", type=int, default=12, help="most abstracts learned of a subject")
+    parser.add_argument("--held-out", type=int, default=6, help="most held-out ones of a subject")
     parser.add_argument("--files", default="abstracts", help="folder for the files made of them")
     args = parser.parse_args()
 
