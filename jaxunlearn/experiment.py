@@ -187,7 +187,7 @@ def evaluate(
                 "attribution is left out: its functions belong to a run; give the run's folder"
             )
         elif experiment.attribution is not None:
-            data = attributing.attached(data, run, bars.say)
+            data = attributing.attached(data, experiment, run, bars.say)
         evaluation = evaluate_model("model", model, data, experiment, bars, judge)
         if retrained is not None and suite.comparable(asked, evaluation):
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)

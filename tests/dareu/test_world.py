@@ -1,9 +1,11 @@
 """DareU as a run: the experiment's config on a smaller world, one seed."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from jaxunlearn import cli
 from jaxunlearn.config_file import load
 from jaxunlearn.experiment import run
 
@@ -51,3 +53,9 @@ def test_a_model_forgets_and_still_answers(tmp_path):
     assert sorted(path.name for path in (place / "attribution").iterdir()) == [
         "function", "held_out"
     ]  # fmt: skip
+    # Afterwards the run's functions read the exported target, and say the same.
+    numbers = tmp_path / "found.json"
+    assert cli.main(["evaluate", str(place), "--json", str(numbers)]) == 0
+    found = json.loads(numbers.read_text())
+    for name in ("forget_attribution", "forget_attribution_held_out"):
+        assert found[name]["value"] == pytest.approx(value("dareu", name), abs=0.02)
