@@ -3,11 +3,16 @@
 import json
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
 
 from jaxunlearn import cli
+from jaxunlearn.attacks import models as models_of
 from jaxunlearn.config_file import load
 from jaxunlearn.experiment import run
+from jaxunlearn.progress import Bars
+from jaxunlearn.run_modules import open_run
 
 CONFIG = Path(__file__).parents[2] / "experiments" / "dareu" / "world.yaml"
 
@@ -59,3 +64,9 @@ def test_a_model_forgets_and_still_answers(tmp_path):
     found = json.loads(numbers.read_text())
     for name in ("forget_attribution", "forget_attribution_held_out"):
         assert found[name]["value"] == pytest.approx(value("dareu", name), abs=0.02)
+    # A method that is not the main one is there again from its checkpoint.
+    with Bars() as bars:
+        *_, again = models_of.load(place, load(place / "config.yaml"), ["not_held"], bars)
+    kept = open_run(place, "not_held").store.adapter("request_1")
+    pairs = zip(*(jax.tree.leaves(x.factors) for x in (again[1].adapter, kept)), strict=True)
+    assert all(np.array_equal(one, other) for one, other in pairs)
