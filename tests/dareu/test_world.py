@@ -29,6 +29,7 @@ def test_a_model_forgets_and_still_answers(tmp_path):
             "data.people": 10,
             "data.forget_people": 2,
             "data.holdout_people": 0,
+            "model.num_layers": 2,
             "output": str(tmp_path),
             "method": {**shared, "label": "dareu"},
             "baselines": [{**shared, "label": "not_held", "distill_weight": 0.0}],
