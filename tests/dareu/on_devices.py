@@ -26,6 +26,7 @@ def measured():
         LanguageModel(config, params, hf_config=CONFIG),
         shares=np.where(np.arange(64) % 2 == 0, 0.9, 0.1),
         prompts=PROMPTS[:3],
+        iterations=2,
         retain=RETAIN,
         samples=2,
         algorithm="grpo",

@@ -175,8 +175,8 @@ def test_one_program_for_all_iterations_and_numbers(job):
 
 
 def test_equal_rewards_teach_nothing(job):
-    """Group advantages are 0, and so are all gradients; k1 would tell responses apart."""
-    plain = job(**SETTINGS[1], kl_weight=0.0, distill_weight=0.0)
+    """Advantages in a group are 0, and so are all gradients; k1 would tell responses apart."""
+    plain = job(**SETTINGS[2], kl_weight=0.0, distill_weight=0.0)
     flat = by_token(np.full(plain.start.config.vocab_size, 0.4))
     plain = dataclasses.replace(plain, attributors=(flat, flat))
     _, log = trained(plain)
