@@ -6,10 +6,13 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 import numpy as np
 
+from jaxunlearn import config_file
+from jaxunlearn.attribution import of_run
 from jaxunlearn.attribution.classifier import LastToken
 from jaxunlearn.attribution.functions import fitted
 from jaxunlearn.attribution.heads import Classifier
@@ -27,10 +30,11 @@ from jaxunlearn.attribution.responses import (
 from jaxunlearn.config import Experiment
 from jaxunlearn.config_attribution import AttributionConfig, FunctionConfig
 from jaxunlearn.data import tokens
-from jaxunlearn.data.rows import Row
+from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.report import PlainTable
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.loading import load_model
 from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.tables import encode_rows, max_length, need_tokenizer
 
@@ -122,6 +126,40 @@ def attribute(
         scores[kind] = in_batches(function.scores, asked, min(_BATCH, len(asked)))
         reports[kind] = report(function, responses, reworded, seed=experiment.seed)
     return Attribution(responses.names, tuple(texts), scores, reports)
+
+
+def attached(
+    data: UnlearningData,
+    experiment: Experiment,
+    run: Path,
+    say: Callable[[str], None] = print,
+) -> UnlearningData:
+    """The data, whose forget sets know how much a run's own functions attribute to the owner of a
+    question; without them, and said so, if the run's target is gone.
+
+    Args:
+      data: what is evaluated.
+      experiment: has an attribution section, which must be that of the run.
+      run: its folder.
+      say: called with what the user should know.
+
+    Raises:
+      UserError: another attribution section, a function of the run is damaged, or the target is
+        another one than it was.
+    """
+    own = config_file.load(run / "config.yaml")
+    if own.attribution != experiment.attribution:
+        raise UserError(
+            f"attribution: is another one than that of {run}, whose functions are used; leave it as"
+            f" it is in {run / 'config.yaml'}"
+        )
+    place = own.model.path if own.finetune is None else run / "target"
+    if own.finetune is not None and not place.is_dir():
+        say(f"attribution is left out: its functions read {place}, the run's target, which is gone")
+        return data
+    target = load_model(place)
+    found = of_run.fit(target, load_data(own), own, folder=run / "attribution", say=say)
+    return found.attached(data, target, own)
 
 
 def report(

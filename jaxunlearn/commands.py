@@ -147,7 +147,9 @@ def evaluate(options: argparse.Namespace) -> None:
     path = settings.model.retrained
     retrained = None if path is None else _model(path)
     logs = None if options.logs is None else Path(options.logs)
-    evaluation = experiment.evaluate(model, settings, retrained, logs)
+    folder = Path(options.model)
+    run = folder if (folder / "config.yaml").is_file() else None
+    evaluation = experiment.evaluate(model, settings, retrained, logs, run)
     for name, entry in evaluation.metrics.items():
         value = "-" if entry["value"] is None else f"{entry['value']:.4g}"
         interval = "{:.3g} to {:.3g}".format(*entry["ci"]) if entry["ci"] else ""

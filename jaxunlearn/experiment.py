@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxunlearn import attributing
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.config_attribution import AttributionConfig
 from jaxunlearn.config_reveal import RevealConfig
@@ -177,6 +178,7 @@ def evaluate(
     experiment: Experiment,
     retrained: LanguageModel | None = None,
     logs: Path | None = None,
+    run: Path | None = None,
 ) -> Evaluation:
     """Evaluates a model on the config's data; with a retrained model, or a log of one, also against
     that.
@@ -186,6 +188,7 @@ def evaluate(
       experiment: its data and evaluation sections count.
       retrained: a model that never saw the forget rows.
       logs: folder for `TOFU_EVAL.json` and `TOFU_SUMMARY.json` in open-unlearning's layout.
+      run: folder of the run whose attribution functions measure too, if it has any.
     """
     asked = experiment.evaluation
     data = load_data(experiment)
@@ -202,11 +205,12 @@ def evaluate(
                 f"{'the start model' if judge is not None else 'the model itself'}, not by the "
                 "fine-tuned target as in a run: it and what is made of it differ a little"
             )
-        if experiment.attribution is not None:
+        if experiment.attribution is not None and run is None:
             bars.say(
-                "attribution is left out: its functions are fitted to the target of a run, and"
-                " measured there"
+                "attribution is left out: its functions belong to a run; give the run's folder"
             )
+        elif experiment.attribution is not None:
+            data = attributing.attached(data, experiment, run, bars.say)
         evaluation = evaluate_model("model", model, data, experiment, bars, judge)
         if retrained is not None and suite.comparable(asked, evaluation):
             reference = evaluate_model("retrained", retrained, data, experiment, bars, judge)

@@ -103,6 +103,8 @@ class Stages:
                     say=self._note,
                 ),
             )
+        # The functions read it, also when something is measured later.
+        self._target_folder(target)
         self.data = self.attributions.attached(self.data, target, self.experiment)
 
     def retrained(self) -> LanguageModel | None:

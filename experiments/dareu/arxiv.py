@@ -1,11 +1,11 @@
-"""Makes a small model forget the abstracts of one subject: files of the experiment, and the run.
+"""Makes the files of the experiment on abstracts, of which one subject is to be forgotten.
 
     python experiments/dareu/arxiv.py --data FOLDER --forget statistics
 
 FOLDER holds `arxiv_lite.csv`. Subjects are the owners; a question is how an abstract begins, the
 answer how it goes on. Abstracts of the split `train` are learned, of the forgotten subject too;
 those of the other splits no model learns: of the kept subjects they are the test rows, of the
-forgotten one the holdout. Keys of the config can follow, such as --seed 1 or --training.epochs 5.
+forgotten one the holdout.
 """
 
 import argparse
@@ -15,28 +15,24 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from jaxunlearn import cli
-
-CONFIG = Path(__file__).with_suffix(".yaml")
-BEGINNING, REST = 12, 24
+BEGINNING, REST = 12, 18
 """Words of a question and of its answer."""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of arxiv_lite.csv")
     parser.add_argument("--forget", default="statistics", help="subject that is to be forgotten")
-    parser.add_argument("--rows", type=int, default=32, help="most abstracts learned of a subject")
-    parser.add_argument("--held-out", type=int, default=12, help="most held-out ones of a subject")
+    parser.add_argument("--rows", type=int, default=12, help="most abstracts learned of a subject")
+    parser.add_argument("--held-out", type=int, default=6, help="most held-out ones of a subject")
     parser.add_argument("--files", default="abstracts", help="folder for the files made of them")
-    args, overrides = parser.parse_known_args()
+    args = parser.parse_args()
 
     folder = Path(args.files)
     counts = write_files(
         Path(args.data), args.forget, folder, rows=args.rows, held_out=args.held_out
     )
     print(", ".join(f"{count} {name} abstracts" for name, count in counts.items()))
-    raise SystemExit(cli.main(["run", str(CONFIG), "--data.path", str(folder), *overrides]))
 
 
 def write_files(

@@ -3,7 +3,8 @@
 python experiments/dareu/table.py runs/world
 python experiments/dareu/table.py runs/world --best    # of each method its best learning rate
 
-Each cell is the mean over the runs of the sweep, and the standard deviation. On the built-in world
+Each cell is the mean over the runs of the sweep, and the standard deviation; models that not all of
+them have are left out. On the built-in world
 `no value` is the share of forget answers that are no possible answer to their question: not the
 words that make up a town, a date, a book and so on, in their order.
 """
@@ -14,6 +15,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from chosen import best_rates
 
 from jaxunlearn.config_file import load
 from jaxunlearn.data.invented import INVENTED, PERSON
@@ -86,12 +88,10 @@ def main() -> None:
     means = {
         model: {column: np.array([run[model][column] for run in runs], float) for column in columns}
         for model, columns in runs[0].items()
+        if all(model in run for run in runs)
     }
     if asked.best:
-        groups: dict[str, list[str]] = {}
-        for model in means:
-            groups.setdefault(re.sub(r"_\d+e-\d+$", "", model), []).append(model)
-        best = {max(group, key=lambda m: means[m]["ToW*"].mean()) for group in groups.values()}
+        best = best_rates({model: values["ToW*"].mean() for model, values in means.items()})
         means = {model: values for model, values in means.items() if model in best}
     columns = list(next(iter(means.values())))
     print("| model |", " | ".join(columns), "|")

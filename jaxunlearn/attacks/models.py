@@ -62,6 +62,9 @@ def load(
         if (folder / "checkpoints").is_dir():
             for kept in (folder / "checkpoints").iterdir():
                 (checkpoints / kept.name).symlink_to(kept.absolute())
+        if (folder / "attribution").is_dir():
+            functions = Path(place) / "attack" / "attribution"
+            functions.symlink_to((folder / "attribution").absolute())
         if experiment.finetune is None or _kept(folder, "target"):
             yield "target", work.target()
         retrained = work.retrained()
@@ -72,7 +75,9 @@ def load(
             if label == list(methods)[-1]:
                 yield label, computed(load_model(folder / "hf"), experiment.model)
             else:
-                *_, (_, model, _) = work.unlearned(label, work.target(), methods[label])
+                target = work.target()
+                work.attribute(target)
+                *_, (_, model, _) = work.unlearned(label, target, methods[label])
                 yield label, model
 
 

@@ -186,9 +186,10 @@ def _iterate(
     counted = reward.counted_owners(
         asked.owners, jnp.array(spec.forget_owners), against=choices.against
     )
-    rewards = _rewards(spec, attributors[0], drawn, counted, numbers) - numbers[
-        "kl_weight"
-    ] * reward.kl_estimates(
+    rewards = _rewards(spec, attributors[0], drawn, counted, numbers)
+    wanted = jnp.minimum(asked.answer_lengths, choices.max_new_tokens)
+    rewards -= reward.missing_costs(drawn.mask, wanted, cost=numbers["missing_cost"])
+    rewards -= numbers["kl_weight"] * reward.kl_estimates(
         now.log_probs,
         (at_start if old is None else before).log_probs,
         drawn.mask,

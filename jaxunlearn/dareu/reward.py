@@ -3,7 +3,7 @@
 An attribution function scores prefixes of a response in slices of kappa tokens; a token's reward is
 the mean over what stands up to it, minus how far the policy moved on it:
 
-    owner_scores -> chi -> prefix_rewards - kl_weight * kl_estimates
+    owner_scores -> chi -> prefix_rewards - missing_costs - kl_weight * kl_estimates
 
 Arrays [B, T] are aligned with tokens, and `mask` says which of them are the response: one run of
 tokens in each row, with anything before it (a prompt) and after it (padding). Values outside it are
@@ -170,6 +170,32 @@ def prefix_rewards(
         return jnp.where(mask & (count == count[:, -1:]), values, 0.0)
     total = jnp.cumsum(jnp.where(mask, values, 0.0), axis=-1)
     return jnp.where(mask, total / jnp.maximum(count, 1), 0.0)
+
+
+def missing_costs(mask: jax.Array, wanted: jax.Array, *, cost: float | jax.Array) -> jax.Array:
+    """What it costs to say too little, at the last token of a response: cost max(wanted - T_d, 0).
+
+    A token earns at least -1 by `prefix_rewards`. With a cost of 1 it never pays to end before the
+    wanted length so as to be spared what further tokens cost.
+
+    Args:
+      mask: bool [B, T], the response.
+      wanted: int [B], tokens that a response should have.
+      cost: of each token that it lacks, >= 0.
+
+    Returns:
+      [B, T]; 0 but at last tokens.
+
+    Reference: ours. Without it the paper's rewards, none of which is above 0, pay for brevity.
+
+    >>> print(missing_costs(jnp.array([[True, True, False]]), jnp.array([5]), cost=0.5))
+    [[0.  1.5 0. ]]
+    """
+    chex.assert_rank(mask, 2)
+    count = jnp.cumsum(mask, axis=-1)
+    lengths = count[:, -1]
+    lacking = cost * jnp.maximum(wanted - lengths, 0)
+    return jnp.where(mask & (count == lengths[:, None]), lacking[:, None], 0.0)
 
 
 def kl_estimates(

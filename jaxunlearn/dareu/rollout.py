@@ -34,6 +34,8 @@ class Prompts:
     """int32 [n], the column where each begins."""
     owners: jax.Array
     """int32 [n], the owner of each, as an index into the attribution function's names."""
+    answer_lengths: jax.Array
+    """int32 [n], tokens of each row's own answer with the one that ends it."""
 
 
 class Rollout(NamedTuple):
@@ -73,7 +75,8 @@ def prompts_of(table: TokenTable, owners: np.ndarray) -> Prompts:
     pairs = zip(table.tokens, table.prompt_lengths, strict=True)
     prompts = [row[:length] for row, length in pairs]
     tokens, starts = left_pad(prompts, len(prompts), max(map(len, prompts)))
-    return Prompts(*map(jnp.asarray, (tokens, starts, owners)))
+    lengths = (table.lengths - table.prompt_lengths).astype(np.int32)
+    return Prompts(*map(jnp.asarray, (tokens, starts, owners, lengths)))
 
 
 def respond(

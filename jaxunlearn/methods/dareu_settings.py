@@ -52,6 +52,9 @@ class DareU:
     incoherence: bool = True
     """A class of incoherent texts counts like a forget owner where the function has one; see
     attribution.function.classifier.incoherent_rows. Not in the paper."""
+    missing_cost: NonNegative = 0.0
+    """Cost of each token that a response lacks to the length of the row's own answer; 1 is what a
+    wholly attributed token costs. Not in the paper, whose rewards pay for saying little."""
     kl_weight: NonNegative = 0.1
     kl_estimator: Literal["k1", "k3"] = "k1"
     gamma: Fraction = 0.99
@@ -115,7 +118,7 @@ class DareU:
 
 
 _NUMBERS = (
-    "temperature", "scale", "kl_weight", "gamma", "gae_lambda", "clip", "value_clip",
-    "value_weight", "entropy_weight", "distill_weight",
+    "temperature", "scale", "missing_cost", "kl_weight", "gamma", "gae_lambda", "clip",
+    "value_clip", "value_weight", "entropy_weight", "distill_weight",
 )  # fmt: skip
 _OUTSIDE = ("value_learning_rate", "max_kl", "max_repetition", "target_attribution")

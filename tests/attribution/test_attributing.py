@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from jaxunlearn import attributing, cli
+from jaxunlearn import attributing, cli, config_file
 from jaxunlearn.attribution import overlap, watermark
 from jaxunlearn.attribution.responses import from_table
 from jaxunlearn.config import DataConfig, Experiment
@@ -219,3 +219,33 @@ def test_rows_without_owners_are_refused(tiny, tmp_path, forget, retain, fault):
     data = DataConfig("jsonl", str(tmp_path), "forget.jsonl", "retain.jsonl")
     with pytest.raises(UserError, match=fault):
         attribute(tiny, ["a"], Experiment(data=data))
+
+
+def test_functions_of_a_run_measure_what_was_not_changed_since(tiny_folder, tmp_path, world):
+    """That they say the same as in the run is tested in tests/dareu/test_world.py."""
+    tree = {
+        "data": {"people": 6, "forget_people": 2},
+        "model": {"path": str(tiny_folder)},
+        "attribution": {
+            "function": {"kind": "overlap"},
+            "held_out": {"kind": "encoder", "encoder": {"layers": 1, "width": 16, "epochs": 2}},
+            "min_accuracy": 0,
+        },
+    }
+    place, said = tmp_path / "config.yaml", []
+    place.write_text(yaml.safe_dump(tree))
+
+    def attached(changes):
+        other = config_file.load(place, changes)
+        return attributing.attached(world, other, tmp_path, said.append)
+
+    chosen = attached({"evaluation.max_new_tokens": 4}).evaluation["forget"]
+    assert chosen.attribution([row.key for row in chosen.rows[:3]]).mean() > 0.5
+    assert (tmp_path / "attribution" / "held_out").is_dir()
+    with pytest.raises(UserError, match="attribution: is another one than that of"):
+        attached({"attribution.function.kind": "tracin"})
+    # A run that made its target itself, which somebody removed.
+    place.write_text(yaml.safe_dump(tree | {"finetune": {"epochs": 1}}))
+    said.clear()
+    assert attached({}) is world
+    assert len(said) == 1 and "target, which is gone" in said[0]

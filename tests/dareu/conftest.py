@@ -48,15 +48,15 @@ def small(model, vocab_size, seed=1):
     )
 
 
-def job_of(model, *, shares, prompts, retain, iterations=4, adapter=2, seed=3, **options):
-    """A job whose prompts are all of the first owner."""
+def job_of(model, *, shares, prompts, retain, iterations=4, adapter=2, seed=3, answer=1, **options):
+    """A job whose prompts are all of the first owner, with answers of so many tokens."""
     training = {"epochs": 1, "learning_rate": 1e-2, "decay": "constant", "warmup": 0.0}
     names = {one.name for one in dataclasses.fields(TrainingConfig)}
     training |= {key: options.pop(key) for key in list(options) if key in names}
     settings = {"updates": 2, "old_refresh": "batch", "max_new_tokens": 6, **options}
     if settings.get("level") != "sequence" and "kappa" not in settings:
         settings["slices"] = 3
-    table = make_table([(row, [1]) for row in prompts], 16)
+    table = make_table([(row, [1] * answer) for row in prompts], 16)
     kept = make_table(retain, 16)
     rng = np.random.default_rng(0)
     return Job(

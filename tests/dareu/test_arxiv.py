@@ -43,7 +43,7 @@ def test_an_abstract_is_cut_into_its_beginning_and_what_follows(arxiv, tmp_path)
         tmp_path,
         [
             (words(0, 40).replace(" ", "\n "), "biology", "train"),
-            (words(100, 36), "statistics", "train"),
+            (words(100, 30), "statistics", "train"),
             (words(200, 40), "biology", "val"),
             (words(300, 40), "biology", "test"),
             (words(400, 40), "statistics", "val"),
@@ -53,10 +53,10 @@ def test_an_abstract_is_cut_into_its_beginning_and_what_follows(arxiv, tmp_path)
     assert counts == {"forget": 1, "retain": 1, "test": 2, "holdout": 1}
     (row,) = read(tmp_path / "made", "retain")
     assert row == {
-        "question": words(0, 12), "answer": words(12, 24), "entity": "biology", "raw": True
+        "question": words(0, 12), "answer": words(12, 18), "entity": "biology", "raw": True
     }  # fmt: skip
     (row,) = read(tmp_path / "made", "forget")
-    assert (row["question"], row["answer"]) == (words(100, 12), words(112, 24))
+    assert (row["question"], row["answer"]) == (words(100, 12), words(112, 18))
     assert [row["question"] for row in read(tmp_path / "made", "test")] == [
         words(200, 12), words(300, 12)
     ]  # fmt: skip
@@ -68,7 +68,7 @@ def test_short_and_repeated_abstracts_are_left_out_and_the_first_ones_taken(arxi
     write(
         tmp_path,
         [
-            (words(0, 35), "biology", "train"),
+            (words(0, 29), "biology", "train"),
             (f"{same} {words(0, 30)}", "biology", "train"),
             (f"{same} {words(60, 30)}", "statistics", "train"),
             (words(100, 40), "biology", "train"),
@@ -114,4 +114,4 @@ def test_a_config_compares_a_method_by_reward_with_the_retrained_model(name):
     assert found.attribution.function.classifier.incoherent_rows > 0
     # A completion is never answered by a refusal.
     refusing = {"idk", "dpo"} & {one.name for one in found.baselines}
-    assert refusing == ({"idk", "dpo"} if name == "tofu" else set())
+    assert refusing == ({"dpo"} if name == "tofu" else set())

@@ -15,9 +15,18 @@ import pytest
 from jaxunlearn.dareu import driver, policy
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import transformer
+from tests.dareu import on_devices
 from tests.dareu.conftest import by_token, job_of, small
 
 ROOT = Path(__file__).parents[2]
+SETTINGS = (
+    {},
+    {"algorithm": "grpo", "samples": 3, "old_refresh": "epoch"},
+    {"algorithm": "rloo", "samples": 2, "level": "sequence"},
+    {"schedule": "alternate", "kappa": 2, "against": "any", "entropy_weight": 0.01},
+    {"adapter": None, "train_only": "mlp/down", "micro_batches": 2, "kl_estimator": "k3"},
+)
+"""Each is a program of its own, which takes seconds to compile; so tests share them."""
 
 
 def trained(job, **options):
@@ -79,27 +88,31 @@ def test_the_optimum_of_a_bandit_is_found(tiny, options):
     assert log[-1]["reward"] > log[0]["reward"]
 
 
+def test_missing_tokens_cost_what_they_are_said_to(job):
+    """Responses have at most 6 tokens, answers 6: a mean of L tokens lacks 6 - L of them."""
+
+    def told(cost, seed):
+        return trained(job(answer=6, missing_cost=cost, seed=seed, iterations=1))[1][0]
+
+    # The first seed with which a response ends before its limit.
+    seed, free = next((s, one) for s in range(500) if (one := told(0.0, s))["length"] < 6)
+    charged, length = told(0.5, seed), free["length"]
+    assert charged["length"] == length
+    lower = free["reward"] - charged["reward"]
+    assert lower == pytest.approx(0.5 * (6 - length) / length, rel=1e-4)
+
+
 def test_ratios_are_exactly_1_before_the_first_update(job):
     """With updates too small for float32, all of them are the first."""
-    for adapter in (2, None):
-        _, log = trained(job(learning_rate=1e-30, adapter=adapter))
+    for options in SETTINGS[0], SETTINGS[-1]:
+        _, log = trained(job(learning_rate=1e-30, **options))
         for row in log:
             assert row["ratio_min"] == row["ratio_max"] == row["ratio_mean"] == 1.0
             assert row["clip_fraction"] == row["old_policy_kl"] == 0.0
             assert row["distill_loss"] == pytest.approx(0.0, abs=1e-7)
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        {},
-        {"old_refresh": "epoch"},
-        {"algorithm": "grpo", "samples": 3},
-        {"algorithm": "rloo", "samples": 2, "level": "sequence"},
-        {"schedule": "alternate", "kappa": 2, "against": "any", "entropy_weight": 0.01},
-        {"adapter": None, "micro_batches": 2, "kl_estimator": "k3"},
-    ],
-)
+@pytest.mark.parametrize("options", SETTINGS)
 def test_every_setting_trains_and_resumes_exactly(job, tmp_path, options):
     whole, log = trained(job(**options))
     assert len(log) == 4
@@ -140,7 +153,7 @@ def test_an_adapter_leaves_the_model_as_it_was(tiny, job):
 
 
 def test_only_the_chosen_parameters_train(job):
-    model, _ = trained(job(adapter=None, train_only="mlp/down"))
+    model, _ = trained(job(**SETTINGS[-1]))
     start = job().start
     changed = {
         jax.tree_util.keystr(path)
@@ -158,14 +171,12 @@ def test_one_program_for_all_iterations_and_numbers(job):
     trained(job())
     before = policy.iterate_in_jit._cache_size()
     trained(job(learning_rate=3e-3, clip=0.3, temperature=0.7, kl_weight=0.0, iterations=3))
-    assert policy.iterate_in_jit._cache_size() == before
-    trained(job(updates=3))
-    assert policy.iterate_in_jit._cache_size() == before + 1
+    assert policy.iterate_in_jit._cache_size() == before > 0
 
 
 def test_equal_rewards_teach_nothing(job):
-    """Group advantages are 0, and so are all gradients; k1 would tell responses apart."""
-    plain = job(algorithm="grpo", level="sequence", samples=4, kl_weight=0.0, distill_weight=0.0)
+    """Advantages in a group are 0, and so are all gradients; k1 would tell responses apart."""
+    plain = job(**SETTINGS[2], kl_weight=0.0, distill_weight=0.0)
     flat = by_token(np.full(plain.start.config.vocab_size, 0.4))
     plain = dataclasses.replace(plain, attributors=(flat, flat))
     _, log = trained(plain)
@@ -190,15 +201,16 @@ def test_empty_slots_count_nothing(job):
 def test_guards_end_a_training(job):
     said = []
     start = driver._finished(job(), driver._begin(job())[1])
-    model = driver.train(job(max_repetition=0.0, updates=1), say=said.append)
-    if said:
-        assert "max_repetition" in said[0]
     model = driver.train(job(max_kl=1e-9, learning_rate=0.05), say=said.append)
     # The second batch tells what the first updates did; what is left is the start.
     assert "more than max_kl" in said[-1] and "the result is that of 0 iterations" in said[-1]
     assert same(start, model)
     model = driver.train(job(target_attribution=1.0), say=said.append)
     assert "in iteration 1 of 4 the held-out attribution is" in said[-1]
+    guarded = job(max_repetition=0.1).settings
+    assert driver._crossed(guarded, {"repetition": 0.1}) == ("", False)
+    why, undone = driver._crossed(guarded, {"repetition": 0.2})
+    assert undone and why == "repetition is 0.2, more than max_repetition, 0.1"
 
 
 def test_a_training_that_reached_its_target_stays_where_it_is(job, tmp_path):
@@ -225,22 +237,24 @@ def test_a_loss_that_is_not_finite_is_named(job):
         trained(dataclasses.replace(bad, attributors=(broken, broken)))
 
 
-def test_eight_devices_say_what_one_says(tmp_path):
-    """Uneven batches too; in processes of their own, as JAX counts its devices once."""
-    found = []
-    for devices in (1, 8):
-        flags = f"--xla_force_host_platform_device_count={devices}"
-        run = subprocess.run(
-            [sys.executable, Path(__file__).with_name("on_devices.py")],
-            env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)},
-            capture_output=True,
-            text=True,
-        )
-        assert run.returncode == 0, run.stderr
-        found.append(json.loads(run.stdout.splitlines()[-1]))
-    one, eight = found
-    assert one["devices"] == 1 and eight["devices"] == 8
-    for a, b in zip(one["log"], eight["log"], strict=True):
-        for name in ("reward", "loss", "attribution", "entropy", "kl", "length", "distill_loss"):
-            assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-6), name
-    np.testing.assert_allclose(one["factors"], eight["factors"], atol=1e-5)
+@pytest.mark.slow
+def test_eight_devices_say_what_one_says():
+    """Uneven batches too; in a process of their own, as JAX counts its devices once."""
+    run = subprocess.run(
+        [sys.executable, Path(on_devices.__file__)],
+        env={**os.environ, "JAX_NUM_CPU_DEVICES": "8", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout.splitlines()[-1])
+    assert found["devices"] == 8
+    names = ("reward", "loss", "attribution", "entropy", "kl", "length", "distill_loss")
+    for algorithm, bound in (("grpo", 1e-5), ("ppo", 5e-4)):
+        one = found[algorithm]["one"]
+        for layout in ("mesh", "pmap"):
+            other = found[algorithm][layout]
+            for a, b in zip(one["log"], other["log"], strict=True):
+                for name in names:
+                    assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-5), (layout, name)
+            np.testing.assert_allclose(one["trained"], other["trained"], atol=bound)

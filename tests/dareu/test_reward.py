@@ -216,6 +216,35 @@ def test_tokens_that_no_slice_covers_are_nan_and_never_silent():
     np.testing.assert_array_equal(np.isnan(got[0]), [0, 0, 0, 0, 1, 1])
 
 
+# ------------------------------------------------------------------ brevity
+
+
+@few
+@given(seeds)
+def test_missing_tokens_cost_at_the_last_one_alone(seed):
+    rng = np.random.default_rng(seed)
+    starts, lengths = make_spans(rng)
+    mask, wanted = masked(starts, lengths), rng.integers(0, T, B)
+    expected = np.zeros((B, T))
+    for row, length in enumerate(lengths):
+        if length:
+            expected[row, starts[row] + length - 1] = 0.5 * max(wanted[row] - length, 0)
+    found = reward.missing_costs(jnp.array(mask), jnp.array(wanted), cost=0.5)
+    np.testing.assert_allclose(found, expected)
+
+
+def test_ending_early_never_pays_when_a_missing_token_costs_1():
+    """Undiscounted, and however much is attributed."""
+    costs = jnp.array(np.random.default_rng(0).uniform(-1, 0, (1, K)))
+    earned = []
+    for length in range(1, T + 1):
+        mask = jnp.arange(T)[None] < length
+        rewards = prefix_rewards(costs, mask, 1)
+        rewards -= reward.missing_costs(mask, jnp.array([T]), cost=1.0)
+        earned.append(float(rewards.sum()))
+    assert earned == sorted(earned)
+
+
 # ------------------------------------------------------------------ divergence
 
 

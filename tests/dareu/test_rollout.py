@@ -16,7 +16,7 @@ LIMIT = 8
 
 def drawn(tiny, *, stop=(), temperature=0.8, counted=(True, True, True), seed=0):
     tokens = jnp.array([[0, 0, 1, 5], [0, 1, 7, 8], [1, 9, 4, 3]], jnp.int32)
-    prompts = Prompts(tokens, jnp.array([2, 1, 0]), jnp.zeros(3, jnp.int32))
+    prompts = Prompts(tokens, jnp.array([2, 1, 0]), *jnp.zeros((2, 3), jnp.int32))
     return rollout.respond(
         tiny.config,
         tiny.params,
