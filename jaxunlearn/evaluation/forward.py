@@ -13,7 +13,7 @@ from jaxunlearn.data.tokens import WIDTHS, TokenTable, batch_width, check_ids
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import most_likely
-from jaxunlearn.models.placement import cores, side_by_side, spread
+from jaxunlearn.models.placement import cores, fetch, side_by_side, spread
 
 _CACHE = 2**22  # bytes
 _WIDTHS = sorted((*WIDTHS, 160, 224, 320))  # where most answers end; sorted rows fill them
@@ -72,7 +72,7 @@ def score(
 
     def forward(rows_and_batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
         _, batch = rows_and_batch
-        return jax.device_get(_statistics(config, *there.tree, there.deal(batch), moments))
+        return fetch(_statistics(config, *there.tree, there.deal(batch), moments))
 
     work = batches(table, there.batch_size(batch_size))
     if there.mesh is None:

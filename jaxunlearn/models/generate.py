@@ -21,7 +21,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.adapter_algebra import choose, stacked_count
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_logits, most_likely
-from jaxunlearn.models.placement import side_by_side, spread
+from jaxunlearn.models.placement import fetch, side_by_side, spread
 from jaxunlearn.models.transformer import (
     Block,
     Embedding,
@@ -133,7 +133,7 @@ def generate(
             draw,
             jax.random.key(seed),
         )
-        return np.asarray(new_tokens), np.asarray(counts)
+        return fetch((new_tokens, counts))
 
     batches = [by_length[first : first + size] for first in range(0, len(prompts), size)]
     at_once = 1 if there.mesh else max(1, most // size)
