@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxunlearn.models.attention import attend, attend_causally
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
 from jaxunlearn.models.rope import Rotary, rotary_table, rotate
@@ -51,7 +52,7 @@ def logits(
     tokens: jax.Array,
     *,
     lora: Params | None = None,
-    looped: bool = False,
+    forward_only: bool = False,
 ) -> jax.Array:
     """Next-token logits at every position.
 
@@ -60,12 +61,12 @@ def logits(
       params: its parameters.
       tokens: int32 [B, T]; rows padded on the right need no mask, as attention is causal.
       lora: adapter tree, already scaled; None for the bare model.
-      looped: as of `Decoder`.
+      forward_only: as of `Decoder`.
 
     Returns:
       float32 [B, T, V].
     """
-    hidden_BTD = Decoder(config, looped=looped).apply(variables(params, lora), tokens)
+    hidden_BTD = Decoder(config, forward_only=forward_only).apply(variables(params, lora), tokens)
     # Folded to rows for the same reason as in `Projection`.
     hidden_XD = hidden_BTD.reshape(-1, config.hidden_size)
     logits_XV = head_logits(hidden_XD, head_kernel(config, params), config.logit_softcap)
@@ -143,7 +144,9 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     normed: bool = True
-    looped: bool = False  # never unrolled: as fast without a backward pass, and sooner compiled
+    # No backward pass follows. Layers are never unrolled: as fast then, and sooner compiled;
+    # attention skips most scores of keys that no query sees.
+    forward_only: bool = False
 
     @nn.compact
     def __call__(self, tokens: jax.Array) -> jax.Array:
@@ -162,10 +165,10 @@ class Decoder(nn.Module):
             split_rngs={"params": True},
             in_axes=(nn.broadcast, 0),
             length=config.num_layers,
-            unroll=1 if self.looped else _unrolled(config),
+            unroll=1 if self.forward_only else _unrolled(config),
         )
         kind_L = jnp.array([config.kind(layer) for layer in range(config.num_layers)])
-        x_BTD, _ = layers(config, name="layers")(x_BTD, context, kind_L)
+        x_BTD, _ = layers(config, self.forward_only, name="layers")(x_BTD, context, kind_L)
         return Norm(config, name="final_norm")(x_BTD) if self.normed else x_BTD
 
 
@@ -173,6 +176,7 @@ class Block(nn.Module):
     """One layer: attention, then the MLP, each added to the residual stream."""
 
     config: DecoderConfig
+    causal: bool = False  # as of `Attention`
 
     @nn.compact
     def __call__(
@@ -193,7 +197,7 @@ class Block(nn.Module):
         def after(x_BTD: jax.Array, name: str) -> jax.Array:
             return Norm(config, name=name)(x_BTD) if config.norm_after else x_BTD
 
-        mixed_BTD, cache = Attention(config, name="attention")(
+        mixed_BTD, cache = Attention(config, self.causal, name="attention")(
             before(x_BTD, "attention_norm"), context, cache, slot
         )
         added_BTD = x_BTD + after(mixed_BTD, "attention_post_norm")
@@ -205,9 +209,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal attention with grouped key-value heads."""
+    """Attention with grouped key-value heads."""
 
     config: DecoderConfig
+    causal: bool = False  # no cache, and no query sees a key behind its own
 
     @nn.compact
     def __call__(
@@ -238,9 +243,8 @@ class Attention(nn.Module):
             v_BKSH = jax.lax.dynamic_update_slice(cache.v_BKSH, v_BKSH, at)
             cache = LayerCache(k_BKSH, v_BKSH)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
-        mixed_BTX = attend(
-            q_BNTH * scale, k_BKSH, v_BKSH, context.mask_BTS, config.attention_softcap
-        )
+        mix = attend_causally if self.causal else attend
+        mixed_BTX = mix(q_BNTH * scale, k_BKSH, v_BKSH, context.mask_BTS, config.attention_softcap)
         o = Projection(config.hidden_size, config.output_bias, config.dtype, name="o")
         return o(mixed_BTX), cache
 
@@ -380,31 +384,6 @@ def layer_context(
         tables = [rotary_table(rope, dims, positions_BT, lengths_B) for rope in ropes]
         rotary = jax.tree.map(lambda *parts: jnp.stack(jnp.broadcast_arrays(*parts)), *tables)
     return Context(rotary, jnp.stack(masks))
-
-
-def attend(
-    q_BNTH: jax.Array,
-    k_BKSH: jax.Array,
-    v_BKSH: jax.Array,
-    mask_BTS: jax.Array,
-    softcap: float | None = None,
-) -> jax.Array:
-    """Softmax attention of scaled queries, [B, T, N * H]; the mask is True where a key is seen."""
-    batch, heads, time, size = q_BNTH.shape
-    kv_heads, keys = k_BKSH.shape[1:3]
-    groups = heads // kv_heads
-    # Queries that share a key head become rows of one matrix product: keys are never repeated.
-    q_BKMH = q_BNTH.reshape(batch, kv_heads, groups * time, size)
-    scores = jnp.einsum("bkmh,bksh->bkms", q_BKMH, k_BKSH, preferred_element_type=jnp.float32)
-    if softcap is not None:
-        scores = softcap * jnp.tanh(scores / softcap)
-    scores = scores.reshape(batch, kv_heads, groups, time, keys)
-    scores = jnp.where(mask_BTS[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    probs = jax.nn.softmax(scores, axis=-1).astype(v_BKSH.dtype)
-    probs_BKMS = probs.reshape(batch, kv_heads, groups * time, keys)
-    mixed_BKMH = jnp.einsum("bkms,bksh->bkmh", probs_BKMS, v_BKSH)
-    mixed_BNTH = mixed_BKMH.reshape(batch, heads, time, size)
-    return mixed_BNTH.transpose(0, 2, 1, 3).reshape(batch, time, heads * size)
 
 
 def _split_heads(x_BTX: jax.Array, heads: int) -> jax.Array:
