@@ -35,10 +35,14 @@ class Context(NamedTuple):
 
 
 class LayerCache(NamedTuple):
-    """Keys and values seen so far by one layer, each [B, K, S, H]."""
+    """Keys and values seen so far by one layer, each [B, K, H, S].
 
-    k_BKSH: jax.Array
-    v_BKSH: jax.Array
+    Time comes last: with small heads, XLA's CPU backend then attends from a single token in a half
+    to two thirds of the time, and with heads of 32 or 64 in about the same.
+    """
+
+    k_BKHS: jax.Array
+    v_BKHS: jax.Array
 
 
 def init_params(config: DecoderConfig, key: jax.Array) -> Params:
@@ -238,10 +242,13 @@ class Attention(nn.Module):
         q_BNTH = heads("q", config.num_heads)
         k_BKSH, v_BKSH = heads("k", config.num_kv_heads), heads("v", config.num_kv_heads)
         if cache is not None:
-            at = (0, 0, slot, 0)
-            k_BKSH = jax.lax.dynamic_update_slice(cache.k_BKSH, k_BKSH, at)
-            v_BKSH = jax.lax.dynamic_update_slice(cache.v_BKSH, v_BKSH, at)
-            cache = LayerCache(k_BKSH, v_BKSH)
+            cache = LayerCache(
+                *(
+                    jax.lax.dynamic_update_slice(seen, new.swapaxes(2, 3), (0, 0, 0, slot))
+                    for seen, new in zip(cache, (k_BKSH, v_BKSH), strict=True)
+                )
+            )
+            k_BKSH, v_BKSH = (seen.swapaxes(2, 3) for seen in cache)
         scale = config.head_dim**-0.5 if config.query_scale is None else config.query_scale
         mix = attend_causally if self.causal else attend
         mixed_BTX = mix(q_BNTH * scale, k_BKSH, v_BKSH, context.mask_BTS, config.attention_softcap)
