@@ -42,7 +42,7 @@ def attend_causally(
     softcap: float | None = None,
 ) -> jax.Array:
     """`attend` where no key behind the query's own is seen: in parts along the queries, each of
-    which has the keys up to its last, so that hardly more than half of the scores are computed."""
+    which has the keys up to its last; of eight parts' scores 44 % are never computed."""
     time = q_BNTH.shape[2]
     width = max(_PART, -(-time // _PARTS))
     mixed = []
