@@ -37,8 +37,8 @@ class Context(NamedTuple):
 class LayerCache(NamedTuple):
     """Keys and values seen so far by one layer, each [B, K, H, S].
 
-    Time comes last: with small heads, XLA's CPU backend then attends from a single token in a half
-    to two thirds of the time, and with heads of 32 or 64 in about the same.
+    Time comes last: XLA's CPU backend then attends from a single token in 0.5 to 0.8 of the time
+    with heads of 8, and in about the same with heads of 32 or 64.
     """
 
     k_BKHS: jax.Array
