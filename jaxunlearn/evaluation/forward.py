@@ -126,7 +126,7 @@ def _statistics(
     config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool
 ) -> tuple[jax.Array, ...]:
     """Log-probability and hit of every token of [b, T] rows; mean and deviation if asked for."""
-    logits = transformer.logits(config, params, tokens, lora=lora, looped=True)[:, :-1]
+    logits = transformer.logits(config, params, tokens, lora=lora, forward_only=True)[:, :-1]
     targets = tokens[:, 1:]
     at_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     norm = jax.nn.logsumexp(logits, axis=-1)
