@@ -14,7 +14,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models import head, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.training.step import StepSpec, init_state, run_steps
+from jaxunlearn.training.step import StepSpec, init_state, steps_in_jit
 from tests.training.test_step import NUMBERS
 
 VOCABULARY = 131072
@@ -82,7 +82,7 @@ def test_log_probs_of_a_large_vocabulary_in_parts_are_the_plain_ones(monkeypatch
 
 
 def compiled_step(config, method, *, batch=8, time=64, rows=32):
-    """`run_steps` of full training, compiled from shapes alone."""
+    """The steps of full training, compiled from shapes alone."""
     objective, hyper = registry.objective(MethodConfig(name=method))
     spec = StepSpec(config, objective)
     params = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
@@ -99,7 +99,8 @@ def compiled_step(config, method, *, batch=8, time=64, rows=32):
     schedule = {group: jax.ShapeDtypeStruct((4, batch), jnp.int32) for group in objective.groups}
     numbers = {k: jnp.float32(v) for k, v in {**hyper, **NUMBERS}.items()} | {"optimizer": {}}
     count = jnp.int32(4)
-    return run_steps.lower(spec, state, {"params": {}}, tables, schedule, count, numbers).compile()
+    step = steps_in_jit.lower(spec, state, {"params": {}}, tables, schedule, count, numbers)
+    return step.compile()
 
 
 def largest_array(compiled):
