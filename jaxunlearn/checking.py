@@ -17,7 +17,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.release import preparing
 from jaxunlearn.tables import encode_rows
-from jaxunlearn.training import optimizers
+from jaxunlearn.training import hosts, optimizers
 from jaxunlearn.training.loop import check_layout
 from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.trainable import split_params
@@ -58,7 +58,7 @@ def check_early(
     check_select(experiment, suite.limit_sets(data.evaluation, experiment.evaluation.limit))
     if experiment.attribution is not None:
         of_run.check(base, data, experiment, note)
-    usable = set()
+    usable, kinds = set(), set()
     for name, rows in (("forget", data.forget), ("retain", data.retain)):
         found = encode_rows(base, rows, experiment, limit, name, note)
         usable |= {rows[i] for i in found.kept}
@@ -68,6 +68,7 @@ def check_early(
         optimizers.resolve_options(training.optimizer, training.optimizer_options)
         check_layout(training, layout_of(experiment.parallel))
         kind = registry.kind_of(method.name)
+        kinds.add(kind)
         if kind != "loss":
             check = {"rounds": preparing.check, "reward": rewarding.check}[kind]
             check(base, data, experiment, method)
@@ -76,6 +77,11 @@ def check_early(
         for part in requests or [data]:
             parts = ([row for row in rows if row in usable] for rows in (part.forget, part.retain))
             check_rows(method, *parts, experiment)
+    if hosts.several() and (experiment.attribution is not None or kinds != {"loss"}):
+        raise UserError(
+            "--distributed: methods that reward or make their rows themselves run in one process;"
+            " leave it out, or choose methods with a loss"
+        )
     if experiment.finetune is not None:
         split_params(base, experiment.finetune.train_only, None, experiment.seed)
         check_layout(experiment.finetune, layout_of(experiment.parallel))

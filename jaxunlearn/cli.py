@@ -9,16 +9,18 @@ from jaxunlearn import __version__, commands, commands_adapter, compile_cache
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
+EXIT_PREEMPTED = 75
 _WITH_CONFIG = ("run", "sweep", "plan", "finetune", "evaluate", "attribute")
 _OWN_OPTIONS = (
     "--help", "--print-config", "--json", "--logs", "--grid", "--search", "--samples",
     "--sampler", "--vectorize", "--text", "--file", "--kinds", "--top", "--no-compile-cache",
-    "--devices", "--device-memory", "--profile",
+    "--devices", "--device-memory", "--profile", "--distributed",
 )  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0 done, 2 bad input, 1 anything else."""
+    """Runs a command; returns the exit status: 0 done, 2 bad input, 75 asked to leave and to be
+    started again, 1 anything else."""
     # transformers says at every start that there is no PyTorch; none is needed.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     words = list(sys.argv[1:] if arguments is None else arguments)
@@ -40,10 +42,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
     except Exception as error:
-        if type(error).__name__ != "DivergedError":
+        # Named, not imported: their modules are heavy.
+        status = {"DivergedError": 1, "PreemptedError": EXIT_PREEMPTED}.get(type(error).__name__)
+        if status is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        print(f"error: {error}" if status == 1 else error, file=sys.stderr)
+        return status
     except KeyboardInterrupt:
         print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
         return 130
@@ -74,6 +78,9 @@ def _parser() -> argparse.ArgumentParser:
     profile_help = "trace N steps of each training, into the run folder's traces/"
     sub.add_argument("--profile", type=int, default=0, metavar="N", help=profile_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
+    hosts = {"nargs": "?", "const": "auto", "metavar": "HOST:PORT,N,I"}
+    hosts |= {"help": "one of several processes; the address only where JAX does not know it"}
+    sub.add_argument("--distributed", **hosts)
 
     about = "run a config with several values of some keys, also by several processes at once"
     sub = command("sweep", about)
@@ -98,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("finetune", "train the target model and the retrained reference")
     sub.add_argument("config", nargs="?", help=config_help)
+    sub.add_argument("--distributed", **hosts)
 
     sub = command("evaluate", "score a model on a config's data")
     sub.add_argument("model", help=model_help)

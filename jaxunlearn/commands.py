@@ -47,9 +47,12 @@ def run(options: argparse.Namespace) -> None:
     if options.print_config:
         _print_config(experiment.resolve(settings))
         return
+    first = _prepared(options)
     folder = Path(settings.output) / settings.name
     finished = (folder / "summary.json").exists()
     summary = experiment.run(settings, profile=options.profile)
+    if not first:
+        return
     from jaxunlearn.evaluation import report
 
     _console().print(report.table(summary))
@@ -58,6 +61,17 @@ def run(options: argparse.Namespace) -> None:
     if finished:
         print(f"This run was complete already; remove {folder} or set --name to run again.")
     print(f"report: {folder / 'report.html'}\nmodel:  {folder / 'hf'}")
+
+
+def _prepared(options: argparse.Namespace) -> bool:
+    """Connects the processes, if there are several, and heeds SIGTERM; whether this process is the
+    one that speaks."""
+    from jaxunlearn.training import hosts
+
+    if options.distributed is not None:
+        hosts.connect(options.distributed)
+    hosts.listen()
+    return hosts.is_first()
 
 
 def sweep(options: argparse.Namespace) -> None:
@@ -130,8 +144,10 @@ def finetune(options: argparse.Namespace) -> None:
     settings = _load(options)
     from jaxunlearn import experiment
 
+    first = _prepared(options)
     for folder in experiment.finetune(settings):
-        print(f"model: {folder}")
+        if first:
+            print(f"model: {folder}")
 
 
 def evaluate(options: argparse.Namespace) -> None:

@@ -25,6 +25,7 @@ from jaxunlearn.progress import Bars
 from jaxunlearn.reveal.theme import load_data, read_lines
 from jaxunlearn.runs import RunFolder
 from jaxunlearn.stages import Stages
+from jaxunlearn.training import hosts
 from jaxunlearn.user_file import file_version, names_user_function, user_function
 
 RESERVED_LABELS = ("target", "retrained", "reinforced")  # other models' names and folders
@@ -116,7 +117,7 @@ def run(experiment: Experiment, *, profile: int = 0) -> dict[str, Any]:
     folder = RunFolder(experiment)
     if folder.summary is not None and (folder.path / "hf" / "config.json").is_file():
         return folder.summary
-    with Bars() as bars:
+    with Bars(quiet=not hosts.is_first()) as bars:
         work = Stages(experiment, folder, bars, profile)
         target, evaluations = _before(work)
         histories = {}
@@ -134,7 +135,7 @@ def prepare(experiment: Experiment) -> None:
       UserError: as `run`.
     """
     experiment = resolve(experiment)
-    with Bars() as bars:
+    with Bars(quiet=not hosts.is_first()) as bars:
         _before(Stages(experiment, RunFolder(experiment), bars))
 
 

@@ -15,9 +15,14 @@ from rich.progress import (
 
 
 class Bars:
-    """One bar per stage of a run, on standard error; a context manager."""
+    """One bar per stage of a run, on standard error; a context manager.
 
-    def __init__(self, console: Console | None = None):
+    Args:
+      console: default: standard error.
+      quiet: say nothing, as another process says the same.
+    """
+
+    def __init__(self, console: Console | None = None, *, quiet: bool = False):
         # 79 columns in all: rich cuts off what does not fit.
         self._bars = Progress(
             TextColumn("{task.description:<18}"),
@@ -26,7 +31,7 @@ class Bars:
             TextColumn("{task.fields[status]:<27}"),
             TextColumn("left"),
             TimeRemainingColumn(compact=True),
-            console=console or Console(stderr=True),
+            console=console or Console(stderr=True, quiet=quiet),
         )
 
     def __enter__(self) -> Self:

@@ -19,6 +19,7 @@ from jaxunlearn.data import sampling
 from jaxunlearn.data.rows import Row, UnlearningData
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.suite import Evaluation, limit_sets
+from jaxunlearn.training import hosts
 from jaxunlearn.writing import write_text
 
 _PACKAGES = (
@@ -39,7 +40,9 @@ class RunFolder:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
-        self.path = Path(experiment.output) / str(experiment.name)
+        self.shared = Path(experiment.output) / str(experiment.name)
+        """Where all processes of the run find each other's checkpoints."""
+        self.path = hosts.own_folder(self.shared)
         self.config_path = self.path / "config.yaml"
         if self.config_path.exists():
             self._check_same(experiment)
@@ -74,7 +77,7 @@ class RunFolder:
 
     def checkpoints(self, stage: str) -> Path:
         """Folder of a training stage's checkpoints."""
-        return self.path / "checkpoints" / stage
+        return self.shared / "checkpoints" / stage
 
     def write_environment(self, data: UnlearningData, model: Path | None) -> dict[str, Any]:
         """Records versions, devices, the start model's folder and data fingerprints."""

@@ -17,6 +17,7 @@ from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state, iterate
 from jaxunlearn.dareu.rollout import Prompts
 from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.training import hosts
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import checksum
 from jaxunlearn.training.loop import DivergedError, padded_slots, traced_numbers, trained_model
@@ -100,7 +101,7 @@ def train(
     if checkpoints is None:
         state = _advance(job, *_begin(job), None, on_steps, say)
     else:
-        with Checkpoints(checkpoints, _fingerprint(job)) as store:
+        with hosts.deferring(), Checkpoints(checkpoints, _fingerprint(job)) as store:
             frozen, fresh = _begin(job)
             state, ended = store.restore(fresh)
             if not ended:
@@ -135,7 +136,7 @@ def _advance(
     data = job.layout.copied((job.attributors, job.prompts, job.retain))
     schedule = padded_slots(job.schedule, job.layout.shards * spec.micro_batches)
     step = int(state.step)
-    good = before = jax.device_get(state) if guarded else None
+    good = before = job.layout.kept(state) if guarded else None
     while step < total:
         chosen = {group: rows[step] for group, rows in schedule.items()}
         refresh = np.bool_(step % job.per_epoch == 0)
@@ -150,7 +151,7 @@ def _advance(
             state = job.layout.place(good)
             why += f"; the result is that of {int(good.step)} iterations"
         elif guarded:
-            good, before = before, jax.device_get(state)
+            good, before = before, job.layout.kept(state)
         step += 1
         # What was undone is not saved: a resumed training comes to the same end again.
         if store is not None and not bad and (why or step == total or step % every == 0):
@@ -158,6 +159,10 @@ def _advance(
         if on_steps is not None:
             rate = float(responses * log["length"] / seconds)
             on_steps(step, total, [{**log, "step": step, "tokens_per_second": rate}])
+        if not why and hosts.asked_to_leave():
+            if store is not None:
+                store.save(state)
+            hosts.leave(f"after iteration {step} of {total}")
         if why:
             say(f"dareu: in iteration {step} of {total} {why}")
             break

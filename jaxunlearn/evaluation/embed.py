@@ -16,7 +16,7 @@ from jaxunlearn.evaluation.forward import batches
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.placement import spread, spread_model
+from jaxunlearn.models.placement import fetch, spread, spread_model
 from jaxunlearn.user_file import user_function
 
 Embedder = Callable[[Sequence[str]], np.ndarray]
@@ -136,7 +136,7 @@ def _pooled(model: LanguageModel, texts: Sequence[str], batch_size: int) -> np.n
         mask = np.zeros(batch.shape, bool)
         mask[: len(rows)] = whole.answer_mask[rows, : batch.shape[1]]
         found = _mean_hidden(config, *there.tree, *there.deal((batch, mask)))
-        vectors[rows] = jax.device_get(found)[: len(rows)]
+        vectors[rows] = fetch(found)[: len(rows)]
     return vectors
 
 

@@ -13,7 +13,7 @@ from jaxunlearn.data.tokens import WIDTHS, TokenTable, batch_width, check_ids
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import most_likely
-from jaxunlearn.models.placement import cores, side_by_side, spread
+from jaxunlearn.models.placement import cores, fetch, side_by_side, spread
 
 _CACHE = 2**22  # bytes
 _WIDTHS = sorted((*WIDTHS, 160, 224, 320))  # where most answers end; sorted rows fill them
@@ -72,7 +72,7 @@ def score(
 
     def forward(rows_and_batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
         _, batch = rows_and_batch
-        return jax.device_get(_statistics(config, *there.tree, there.deal(batch), moments))
+        return fetch(_statistics(config, *there.tree, there.deal(batch), moments))
 
     work = batches(table, there.batch_size(batch_size))
     if there.mesh is None:
@@ -126,7 +126,7 @@ def _statistics(
     config: DecoderConfig, params: Any, lora: Any, tokens: jax.Array, moments: bool
 ) -> tuple[jax.Array, ...]:
     """Log-probability and hit of every token of [b, T] rows; mean and deviation if asked for."""
-    logits = transformer.logits(config, params, tokens, lora=lora, looped=True)[:, :-1]
+    logits = transformer.logits(config, params, tokens, lora=lora, forward_only=True)[:, :-1]
     targets = tokens[:, 1:]
     at_targets = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     norm = jax.nn.logsumexp(logits, axis=-1)

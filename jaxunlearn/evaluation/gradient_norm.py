@@ -14,7 +14,7 @@ from jaxunlearn.evaluation.forward import batches
 from jaxunlearn.evaluation.metrics import content_mask
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
-from jaxunlearn.models.placement import spread
+from jaxunlearn.models.placement import fetch, spread
 
 
 def gradient_norm_score(
@@ -57,7 +57,7 @@ def gradient_norm_score(
         mask = np.zeros(tokens.shape, bool)
         mask[: len(rows)] = content_mask(table.answer_mask[rows], by_tensor)[:, : tokens.shape[1]]
         norms = _norms(config, *there.tree, *there.deal((tokens, mask)), by_tensor)
-        norms = jax.device_get(norms)[: len(rows)]
+        norms = fetch(norms)[: len(rows)]
         scores[rows] = np.where(mask[: len(rows)].any(axis=1), -norms, np.nan)
     return scores
 

@@ -1,7 +1,8 @@
 """Softmax attention, by XLA or by a fused kernel of the device.
 
-Axes: B batch, T query time, S key time, N query heads, K key-value heads, H head. The fused kernels
-never hold the scores [B, N, T, S]; they are for whole texts under plain causal attention.
+Axes: B batch, T query time, P a part of it, S key time, N query heads, K key-value heads, H head.
+The fused kernels never hold the scores [B, N, T, S]; they are for whole texts under plain causal
+attention.
 """
 
 import jax
@@ -10,6 +11,7 @@ import jax.numpy as jnp
 from jaxunlearn.models.decoder_config import DecoderConfig
 
 LANES = 128  # what a TPU kernel's blocks of time are multiples of
+_PART, _PARTS = 64, 8  # fewest queries in a part of causal attention, most parts
 
 
 def attend(
@@ -36,10 +38,29 @@ def attend(
     return _joined(mixed_BKMH.reshape(batch, heads, time, size))
 
 
-def attend_causally(
+def attend_in_parts(
+    q_BNTH: jax.Array,
+    k_BKTH: jax.Array,
+    v_BKTH: jax.Array,
+    mask_BTT: jax.Array,
+    softcap: float | None = None,
+) -> jax.Array:
+    """`attend` where no key behind the query's own is seen: in parts along the queries, each of
+    which has the keys up to its last; of eight parts' scores 44 % are never computed."""
+    time = q_BNTH.shape[2]
+    width = max(_PART, -(-time // _PARTS))
+    mixed = []
+    for start in range(0, time, width):
+        end = start + width
+        q_BNPH, mask_BPS = q_BNTH[:, :, start:end], mask_BTT[:, start:end, :end]
+        mixed.append(attend(q_BNPH, k_BKTH[:, :, :end], v_BKTH[:, :, :end], mask_BPS, softcap))
+    return jnp.concatenate(mixed, axis=1)
+
+
+def attend_fused(
     config: DecoderConfig, q_BNTH: jax.Array, k_BKSH: jax.Array, v_BKSH: jax.Array
 ) -> jax.Array:
-    """The same by the config's kernel, of whole texts, each token seeing those up to itself.
+    """`attend` by the config's kernel, of whole texts, each token seeing those up to itself.
 
     Args:
       config: one that `refusal` has nothing against.

@@ -56,7 +56,7 @@ class DecoderConfig:
     tie_embeddings: bool = False
     soft_rows: int = 0  # embeddings of further ids after the vocabulary's, which no head predicts
     remat: str = "none"  # what the backward pass computes again: see `transformer.REMAT`
-    attention: str = "xla"  # what computes it over whole texts; see `attention.attend_causally`
+    attention: str = "xla"  # what computes it over whole texts; see `attention.attend_fused`
     dtype: str = "float32"  # of the computation; parameters keep their own
 
     def kind(self, layer: int) -> int:

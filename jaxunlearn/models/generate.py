@@ -21,7 +21,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.adapter_algebra import choose, stacked_count
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_logits, most_likely
-from jaxunlearn.models.placement import side_by_side, spread
+from jaxunlearn.models.placement import fetch, side_by_side, spread
 from jaxunlearn.models.transformer import (
     Block,
     Embedding,
@@ -33,7 +33,7 @@ from jaxunlearn.models.transformer import (
     variables,
 )
 
-_CACHE = 2**21  # bytes
+_CACHE = 2**22  # bytes
 _NARROWEST = 16  # prompt widths are this times a power of two; answer room is a multiple of it
 
 
@@ -133,7 +133,7 @@ def generate(
             draw,
             jax.random.key(seed),
         )
-        return np.asarray(new_tokens), np.asarray(counts)
+        return fetch((new_tokens, counts))
 
     batches = [by_length[first : first + size] for first in range(0, len(prompts), size)]
     at_once = 1 if there.mesh else max(1, most // size)
@@ -265,7 +265,7 @@ def decode(
 
 def empty_cache(config: DecoderConfig, batch: int, length: int) -> list[LayerCache]:
     """Zeroed key-value cache for ``length`` positions, one entry per layer."""
-    shape = (batch, config.num_kv_heads, length, config.head_dim)
+    shape = (batch, config.num_kv_heads, config.head_dim, length)
     zeros = functools.partial(jnp.zeros, shape, jnp.dtype(config.dtype))
     return [LayerCache(zeros(), zeros()) for _ in range(config.num_layers)]
 
@@ -306,7 +306,7 @@ def forward_cached(
     """
     # Positions count from each row's first token; what stands before it gets a negative one.
     positions_BT = slot + jnp.arange(tokens.shape[1])[None] - starts[:, None]
-    key_positions_BS = jnp.arange(cache[0].k_BKSH.shape[2])[None] - starts[:, None]
+    key_positions_BS = jnp.arange(cache[0].k_BKHS.shape[3])[None] - starts[:, None]
     context = layer_context(config, positions_BT, key_positions_BS, positions_BT[:, -1] + 1)
     embedding = Embedding(config)
     x_BTD = embedding.apply({"params": params["embed"]}, tokens, jnp.maximum(positions_BT, 0))

@@ -20,6 +20,7 @@ from jaxunlearn.models.folders import new_folder, read_json, write_json
 from jaxunlearn.models.hub import model_folder
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.lora import Adapter
+from jaxunlearn.models.placement import fetch
 from jaxunlearn.models.tensor_files import DTYPES
 from jaxunlearn.models.weights import Weight
 
@@ -139,7 +140,7 @@ def export_adapter(
         raise UserError(f"{folder}: the model has no adapter to export; train one with `adapter:`")
     from safetensors.numpy import save_file
 
-    flat = flatten_dict(jax.device_get(dict(model.adapter.factors)))
+    flat = flatten_dict(fetch(dict(model.adapter.factors)))
     table = _modules(model.config, model.hf_config)
     tensors, ranks = {}, {}
     for weight in table:

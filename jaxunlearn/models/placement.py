@@ -2,9 +2,10 @@
 
 Params that lie on one device are copied to all of them and the rows of a batch are dealt out; the
 compiler then runs the same program on each device with its share of the rows. Params that are
-already sharded over a mesh stay as they are, and the rows are dealt along the mesh's first axis.
+already sharded over a mesh stay as they are, and the rows are dealt along its axes, but `tensor`.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxunlearn.models.language_model import LanguageModel
@@ -29,15 +31,19 @@ class Spread:
 
     def batch_size(self, least: int) -> int:
         """The smallest number of rows, not below `least`, that can be dealt out evenly."""
-        parts = 1 if self.mesh is None else self.mesh.devices.shape[0]
+        parts = 1 if self.mesh is None else math.prod(map(self.mesh.shape.get, self._row_axes))
         return -(-least // parts) * parts
 
     def deal(self, rows: Any) -> Any:
         """Arrays [batch, ...] with each device's share of the rows on it."""
         if self.mesh is None:
             return rows
-        along_first = PartitionSpec(self.mesh.axis_names[0])
-        return jax.device_put(rows, NamedSharding(self.mesh, along_first))
+        return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(self._row_axes)))
+
+    @property
+    def _row_axes(self) -> tuple[str, ...]:
+        """Axes of the mesh whose devices have rows of their own."""
+        return tuple(name for name in self.mesh.axis_names if name != "tensor")
 
 
 def spread(tree: Any) -> Spread:
@@ -70,6 +76,17 @@ def spread_model(model: LanguageModel) -> LanguageModel:
     params, factors = spread((model.params, factors)).tree
     adapter = None if model.adapter is None else replace(model.adapter, factors=factors)
     return replace(model, params=params, adapter=adapter)
+
+
+def fetch(tree: Any) -> Any:
+    """Arrays on the host, also those that other processes have parts of; all of them call it."""
+
+    def one(leaf: Any) -> np.ndarray:
+        if getattr(leaf, "is_fully_addressable", True) or leaf.is_fully_replicated:
+            return np.asarray(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(one, tree)
 
 
 def cores() -> int:

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.placement import fetch
 
 Path = tuple[str, ...]
 
@@ -99,10 +100,10 @@ def named_tensors(
     for weight in weights:
         leaves = [flat[path] for path, _ in weight.parts]
         if not weight.stacked:
-            yield weight.name, weight.join([np.asarray(leaf) for leaf in leaves])
+            yield weight.name, weight.join(fetch(leaves))
             continue
         for layer, name in enumerate(weight.names(leaves[0].shape[0])):
-            yield name, weight.join([np.asarray(leaf[layer]) for leaf in leaves])
+            yield name, weight.join(fetch([leaf[layer] for leaf in leaves]))
 
 
 def linear(

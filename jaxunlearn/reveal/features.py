@@ -15,7 +15,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.placement import spread
+from jaxunlearn.models.placement import fetch, spread
 from jaxunlearn.reveal.candidates import Candidate, prompted
 
 
@@ -70,7 +70,7 @@ def features(
         there = spread((softened.params, softened.lora))
         dealt = there.deal((tokens, lengths))
         found.append(_pooled(softened.config, settings.pooling, *there.tree, *dealt))
-    return np.concatenate(jax.device_get(found))[: len(candidates)]
+    return np.concatenate(fetch(found))[: len(candidates)]
 
 
 @partial(jax.jit, static_argnames=("config", "pooling"))

@@ -4,10 +4,14 @@ Every process runs the same code on the same data. What one process decides by i
 long something took, must not change which programs it starts: the others would wait for ever.
 """
 
+import atexit
 import contextlib
+import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,6 +20,7 @@ from jax.experimental import multihost_utils
 from jaxunlearn.errors import UserError
 
 _asked = threading.Event()
+_connected = False
 _deferred = 0
 _questions = 0
 
@@ -47,6 +52,7 @@ def connect(where: str) -> None:
             raise UserError(
                 f"--distributed: process {arguments[2]} of {arguments[1]}; they count from 0"
             )
+    global _connected
     try:
         jax.distributed.initialize(*arguments)
     except (RuntimeError, ValueError) as error:
@@ -55,6 +61,33 @@ def connect(where: str) -> None:
             f"--distributed: the processes could not be connected ({first}); outside of a cluster"
             " that JAX knows give HOST:PORT,N,I"
         ) from None
+    _connected = True
+
+
+def own_folder(folder: Path) -> Path:
+    """Where this process writes what belongs into a folder that all see.
+
+    The first process writes to the folder itself. The others, which compute the same, write to a
+    copy of what is there, so that all see the same as they go on; it is removed at their end.
+    """
+    if not several():
+        return folder
+    meet(f"before {folder}")
+    mine = folder
+    if not is_first():
+        place = Path(tempfile.mkdtemp(prefix="jaxunlearn-"))
+        atexit.register(shutil.rmtree, place, ignore_errors=True)
+        mine = place / folder.name
+        if folder.is_dir():
+            left_out = shutil.ignore_patterns("checkpoints", "traces", ".*")
+            shutil.copytree(folder, mine, ignore=left_out)
+    meet(f"after {folder}")
+    return mine
+
+
+def several() -> bool:
+    """Whether other processes compute the same."""
+    return jax.process_count() > 1
 
 
 def is_first() -> bool:
@@ -64,20 +97,21 @@ def is_first() -> bool:
 
 def meet(where: str) -> None:
     """Waits until all processes are here."""
-    if jax.process_count() > 1:
+    if several():
         multihost_utils.sync_global_devices(where)
 
 
 def agreed(number: float) -> float:
     """The first process's number, for all."""
-    if jax.process_count() == 1:
+    if not several():
         return number
     return float(multihost_utils.broadcast_one_to_all(jax.numpy.float32(number)))
 
 
 def listen() -> None:
-    """From now on SIGTERM is a request to leave; one by itself it ends the process."""
-    signal.signal(signal.SIGTERM, _on_signal)
+    """From now on SIGTERM is a request to leave. Connected processes listen already."""
+    if not _connected and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _on_signal)
 
 
 @contextlib.contextmanager
@@ -98,7 +132,7 @@ def asked_to_leave() -> bool:
     All processes must call it as often.
     """
     global _questions
-    if jax.process_count() == 1:
+    if not _connected:
         return _asked.is_set()
     _questions += 1
     return bool(multihost_utils.reached_preemption_sync_point(_questions))

@@ -17,7 +17,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.training import profiling
+from jaxunlearn.training import hosts, profiling
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import fingerprint
 from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
@@ -89,6 +89,8 @@ def train(
     Raises:
       UserError: `train_only` matches nothing, or a checkpoint is foreign or damaged.
       ValueError: a selection without a folder of checkpoints.
+      PreemptedError: the process was asked to leave; the state is saved, or with a watch or a
+        selection the last one that was looked at.
       DivergedError: a loss or gradient is not finite and `watch` does not roll back; the last good
         checkpoint is kept.
     """
@@ -140,9 +142,10 @@ def train(
         return finished(state)
 
     if checkpoints is None:
-        return result(advance(state, None, []), None)
+        with hosts.deferring():
+            return result(advance(state, None, []), None)
     mark = fingerprint(model, tables, schedule, spec, numbers, adapter, seed, training, apart_from)
-    with Checkpoints(checkpoints, mark) as store:
+    with hosts.deferring(), Checkpoints(checkpoints, mark) as store:
         state, known = store.restore(state)
         return result(advance(state, store, [Look(*one) for one in known]), store)
 
@@ -255,7 +258,7 @@ def _advance(
         count = count if profile is None else profile.within(count, width)
         begin = time.perf_counter()
         state, log, handed = run.dispatch(state, step, count)
-        seconds = time.perf_counter() - begin
+        seconds = hosts.agreed(time.perf_counter() - begin)
         for offset, metrics in enumerate(log):
             for key in ("loss", "grad_norm"):
                 if not math.isfinite(metrics[key]):
@@ -276,6 +279,10 @@ def _advance(
             store.save(state)
         if on_steps is not None:
             on_steps(step, steps, log)
+        if hosts.asked_to_leave():
+            if store is not None:
+                store.save(state)
+            hosts.leave(f"after step {step} of {steps}")
         count = int(np.clip(count * DISPATCH_SECONDS / seconds, 1, CAPACITY))
     return state
 
@@ -296,7 +303,7 @@ def _watched(
     periods = [one.every for one in (watch, selection) if one is not None]
     ended = False
     while not ended and step < run.steps:
-        good = jax.device_get(state) if rollback else None
+        good = run.spec.layout.kept(state) if rollback else None
         # Of states that were looked at, the best is the result.
         back = "training ends here" if looks else f"the result is that of step {step}"
         end = min(run.steps, *(step + every - step % every for every in periods))

@@ -115,6 +115,10 @@ class Layout:
             return jax.tree.map(jnp.asarray, tree)
         return jax.device_put(tree, self.shardings(tree))
 
+    def kept(self, tree: T) -> T:
+        """A copy that `place` brings back, whatever becomes of these arrays."""
+        return jax.device_get(tree) if self.mesh is None else jax.tree.map(jnp.copy, tree)
+
     def copied(self, tree: T) -> T:
         """The same arrays, whole on every device."""
         return tree if self.mesh is None else jax.device_put(tree, NamedSharding(self.mesh, P()))

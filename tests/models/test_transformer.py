@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jaxunlearn.config import Remat
-from jaxunlearn.models import head, lora, transformer
-from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models import attention, head, lora, transformer
+from jaxunlearn.models.decoder_config import DecoderConfig, LayerKind
 from jaxunlearn.models.rope import Llama3, Rope, inverse_frequencies
 
 CONFIG = DecoderConfig(
@@ -141,6 +141,31 @@ def test_log_probs_in_parts_are_the_same(params, monkeypatch):
     parts = compiled()
     assert ("[24,61]" in whole.as_text(), "[24,61]" in parts.as_text()) == (True, False)
     chex.assert_trees_all_close(parts(params), whole(params), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("width", [64, 96, 600])
+def test_attention_in_parts_is_attention(width):
+    """One part, two uneven ones, eight; a window, a soft-cap, and heads that share keys."""
+    keys = jax.random.split(jax.random.key(0), 3)
+    q_BNTH = 3 * jax.random.normal(keys[0], (2, 4, width, 8))
+    k_BKTH, v_BKTH = (jax.random.normal(key, (2, 2, width, 8)) for key in keys[1:])
+    ago_TT = np.arange(width)[:, None] - np.arange(width)
+    mask_BTT = np.stack([ago_TT >= 0, (ago_TT >= 0) & (ago_TT < 20)])
+    found, whole = (
+        jax.jit(function)(q_BNTH, k_BKTH, v_BKTH, mask_BTT, 5.0)
+        for function in (attention.attend_in_parts, attention.attend)
+    )
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+
+
+def test_a_forward_pass_alone_gives_the_same_logits(params):
+    """Layers in a loop, attention in parts; two kinds of layers and a window."""
+    kinds = (LayerKind(Rope(500.0)), LayerKind(window=16))
+    config = dataclasses.replace(CONFIG, kinds=kinds, kind_of_layer=(1, 0, 1), max_positions=128)
+    tokens = tokens_of(config, width=100)
+    plain = logits_of(config, params, tokens)
+    forward_only = jax.jit(lambda: transformer.logits(config, params, tokens, forward_only=True))
+    np.testing.assert_allclose(forward_only(), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize("policy", get_args(Remat))

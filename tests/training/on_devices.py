@@ -99,7 +99,10 @@ def distances(ours, theirs):
     (log, params, _), (log1, params1, _) = ours, theirs
     terms = [key for key in log[0] if key.endswith("_loss")]
     losses = max(
-        abs(a[term] / b[term] - 1) for a, b in zip(log, log1, strict=True) for term in terms
+        # A term may be 0: RMU's for retain rows, at first.
+        abs(a[term] - b[term]) / max(abs(b[other]) for other in terms)
+        for a, b in zip(log, log1, strict=True)
+        for term in terms
     )
     tensors = max(
         np.linalg.norm(params[path] - one) / np.linalg.norm(one) for path, one in params1.items()
