@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import chex
 import jax
@@ -126,3 +127,15 @@ def test_nothing_in_a_step_is_larger_than_a_parameter_or_a_chunk_of_logits(monke
     assert largest_array(chunked) == parameter
     # Gradients of the table as embedding and as head, their sum, and what becomes of that.
     assert temporary(chunked) < 5 * parameter < temporary(plain) / 6
+
+
+def test_the_readme_names_what_holds_whole_distributions():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    told = text[text.index("What compares whole distributions") :].split("- **")[0]
+
+    def whole(losses):
+        needs = {name: registry.Term("", loss).needs for name, loss in losses.items() if loss}
+        return {name for name, of in needs.items() if {"logits", "reference_logits"} & set(of)}
+
+    forget = whole({name: registry.METHODS[name].forget for name in registry.BUILT_IN})
+    assert set(re.findall(r"`(\w+)`", told)) == forget | whole(registry.RETAIN_LOSSES) | {"sophia"}
