@@ -8,7 +8,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-MOST_LOGITS = 2**27  # that `in_parts` lets a function hold at once: 512 MB
+from jaxunlearn.models.on_mesh import shares
+
+MOST_LOGITS = 2**27  # that `in_parts` lets a function hold at once on a device: 512 MB
 
 
 def head_logits(hidden: jax.Array, kernel_DV: jax.Array, softcap: float | None = None) -> jax.Array:
@@ -58,7 +60,7 @@ def in_parts(function: Callable[..., jax.Array], *arrays_BT: jax.Array, logits: 
       [B, T].
     """
     batch, time = arrays_BT[0].shape[:2]
-    room = max(1, MOST_LOGITS // (batch * logits))
+    room = max(1, MOST_LOGITS * shares() // (batch * logits))
     if time <= room:
         return function(*arrays_BT)
     count = -(-time // room)

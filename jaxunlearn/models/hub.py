@@ -8,15 +8,17 @@ from jaxunlearn.errors import UserError
 
 _ID = re.compile(r"(\w[\w.-]*/\w[\w.-]*)(?:@(\w[\w.-]*))?", re.ASCII)
 # Weights, configs and tokenizers: no pickles and no code.
+_WEIGHTS = "*.safetensors"
 _WANTED = [
-    "*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt",
+    _WEIGHTS, "*.json", "*.jinja", "tokenizer.model", "merges.txt", "vocab.txt",
 ]  # fmt: skip
 # Mistral ships its weights a second time as consolidated*.
 _UNWANTED = ["*/*", "consolidated*"]
 
 
-def model_folder(path: str | Path) -> Path:
-    """The local folder of a model, downloaded into the Hub's cache if need be.
+def model_folder(path: str | Path, *, weights: bool = True) -> Path:
+    """The local folder of a model, downloaded into the Hub's cache if need be; without `weights`
+    only its small files are.
 
     A folder that exists is returned as it is, whatever its name. Any other `org/name` or
     `org/name@revision` is a Hub id. The cache, offline mode and token are those of huggingface_hub:
@@ -42,7 +44,7 @@ def model_folder(path: str | Path) -> Path:
             )
         )
     try:
-        return Path(_download(*found))
+        return Path(_download(*found, weights))
     except Exception as error:  # network, disk or Hub: the library has no common class for them
         fault = _explain(error, *found)
         raise UserError(_one_line(f"{path}: no such folder, and {fault}")) from error
@@ -54,14 +56,14 @@ def hub_id(path: str | Path) -> tuple[str, str | None] | None:
     return None if match is None or os.path.isdir(path) else (match[1], match[2])
 
 
-def _download(repo: str, revision: str | None) -> str:
+def _download(repo: str, revision: str | None, weights: bool) -> str:
     from huggingface_hub import HfApi, constants, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError, RevisionNotFoundError
 
     what = {
         "repo_id": repo,
         "revision": revision,
-        "allow_patterns": _WANTED,
+        "allow_patterns": _WANTED if weights else [name for name in _WANTED if name != _WEIGHTS],
         "ignore_patterns": _UNWANTED,
     }
     try:

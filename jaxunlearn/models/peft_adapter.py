@@ -62,6 +62,19 @@ def load_adapter(
     return replace(load_folder(source, dtype=dtype, placement=placement), adapter=adapter)
 
 
+def base_folder(path: str | Path) -> Path:
+    """The model folder of a path or Hub id, without its weights if it comes from the Hub; of an
+    adapter its base's.
+
+    Raises:
+      UserError: as `load_adapter`.
+    """
+    folder = model_folder(path, weights=False)
+    if not (folder / SETTINGS).is_file():
+        return folder
+    return model_folder(_base(read_json(folder / SETTINGS), folder / SETTINGS), weights=False)
+
+
 def read_adapter(folder: Path, hf_config: Mapping[str, Any]) -> Adapter:
     """The adapter of a PEFT LoRA folder, without its base.
 

@@ -1,6 +1,7 @@
 """The model that a run starts from."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import jax
 
@@ -9,10 +10,11 @@ from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.models import transformer
 from jaxunlearn.models.attention import refusal
-from jaxunlearn.models.checkpoint_hf import Placement
+from jaxunlearn.models.checkpoint_hf import Placement, bare_model
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
+from jaxunlearn.models.peft_adapter import base_folder
 
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 
@@ -30,7 +32,28 @@ def base_model(
     settings = experiment.model
     if settings.path is not None:
         return computed(load_model(settings.path, placement=placement), settings)
-    texts = tokens.all_texts(data, template=experiment.data.template)
+    model = _new_model(settings, tokens.all_texts(data, template=experiment.data.template))
+    params = transformer.init_params(model.config, jax.random.key(experiment.seed))
+    return computed(dataclasses.replace(model, params=params), settings)
+
+
+def weightless_model(experiment: Experiment, data: UnlearningData) -> tuple[LanguageModel, str]:
+    """The same without its weights, and the dtype that they have; of a model folder only the small
+    files are read. An adapter in the folder counts as merged, as trainings merge it."""
+    settings = experiment.model
+    if settings.path is None:
+        texts = tokens.all_texts(data, template=experiment.data.template)
+        model, dtype = _new_model(settings, texts), "float32"
+    else:
+        model = bare_model(base_folder(settings.path), {})
+        dtype = model.hf_config.get("torch_dtype") or model.hf_config.get("dtype") or "float32"
+    leaf = jax.ShapeDtypeStruct((), dtype)
+    shaped = dataclasses.replace(model, params={"embed": {"embedding": leaf}})
+    return dataclasses.replace(computed(shaped, settings), params={}), str(dtype)
+
+
+def _new_model(settings: ModelConfig, texts: Sequence[str]) -> LanguageModel:
+    """A small Llama-style model without parameters, for these texts."""
     tokenizer = tokens.train_tokenizer(texts, settings.vocab_size)
     hf_config = {
         "model_type": "llama",
@@ -50,8 +73,7 @@ def base_model(
         "pad_token_id": tokenizer.pad_token_id,
     }
     config = read_config(hf_config, "the config of a new model")
-    params = transformer.init_params(config, jax.random.key(experiment.seed))
-    return computed(LanguageModel(config, params, tokenizer, hf_config=hf_config), settings)
+    return LanguageModel(config, {}, tokenizer, hf_config=hf_config)
 
 
 def computed(model: LanguageModel, settings: ModelConfig) -> LanguageModel:

@@ -22,6 +22,7 @@ import numpy as np
 from jaxunlearn.models.attention import attend, attend_fused, attend_in_parts
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
+from jaxunlearn.models.on_mesh import by_rows
 from jaxunlearn.models.rope import Rotary, rotary_table, rotate
 
 Params = dict[str, Any]
@@ -160,7 +161,7 @@ class Decoder(nn.Module):
         # row, head and layer; what looks at it is traced, so that the mask is no constant.
         positions_1T = np.arange(tokens.shape[1], dtype=np.int32)[None]
         seen_1S = jnp.arange(tokens.shape[1])[None]
-        x_BTD = Embedding(config, name="embed")(tokens, positions_1T)
+        x_BTD = by_rows(Embedding(config, name="embed")(tokens, positions_1T))
         context = layer_context(config, positions_1T, seen_1S, tokens.shape[1])
         block = Block
         if config.remat != "none":
@@ -206,9 +207,9 @@ class Block(nn.Module):
         mixed_BTD, cache = Attention(config, self.causal, name="attention")(
             before(x_BTD, "attention_norm"), context, cache, slot
         )
-        added_BTD = x_BTD + after(mixed_BTD, "attention_post_norm")
+        added_BTD = by_rows(x_BTD + after(mixed_BTD, "attention_post_norm"))
         read_BTD = before(x_BTD if config.parallel else added_BTD, "mlp_norm")
-        x_BTD = added_BTD + after(MLP(config, name="mlp")(read_BTD), "mlp_post_norm")
+        x_BTD = by_rows(added_BTD + after(MLP(config, name="mlp")(read_BTD), "mlp_post_norm"))
         # Kept only for those who ask for intermediates; see `lens`.
         self.sow("intermediates", "residual", x_BTD)
         return x_BTD, cache

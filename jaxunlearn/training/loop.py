@@ -30,6 +30,7 @@ from jaxunlearn.training.watching import Look, Selection, Watch
 
 CAPACITY = 32  # most steps in one dispatch
 DISPATCH_SECONDS = 2.0  # aimed-at time of one dispatch: progress stays live, start-up costs little
+ALTERNATIVE = "alternative_reference_seq_log_prob"
 FIRST_STEP = "no update came before it: the method's own loss gives it; mend that or its numbers"
 
 OnSteps = Callable[[int, int, list[dict[str, float]]], None]
@@ -381,9 +382,7 @@ def device_rows(
     layout: Layout = ONE_DEVICE,
 ) -> dict[str, Rows]:
     """The tables on the devices, with the reference's log-probs where a term asks for them."""
-    needed = {t.group for t in objective.terms if "reference_seq_log_prob" in t.needs}
-    if objective.needs("alternative_reference_seq_log_prob"):
-        needed.add("alternative")
+    needed = referenced(objective)
     rows = {
         group: Rows(
             jnp.asarray(table.tokens),
@@ -396,12 +395,20 @@ def device_rows(
     return layout.place(rows)
 
 
+def referenced(objective: Objective) -> set[str]:
+    """The groups whose log-probs under the start model the terms ask for."""
+    groups = {term.group for term in objective.terms if "reference_seq_log_prob" in term.needs}
+    return groups | ({"alternative"} if objective.needs(ALTERNATIVE) else set())
+
+
 def _reference(model: LanguageModel, table: TokenTable, layout: Layout) -> jax.Array:
     n, width = table.tokens.shape
     batch = math.lcm(16, layout.shards)
     tokens = padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
     tokens = layout.shares(tokens, axis=1)
-    return reference_log_probs(model.config, model.params, tokens).reshape(-1, width)[:n]
+    with layout.known():
+        found = reference_log_probs(model.config, model.params, tokens)
+    return found.reshape(-1, width)[:n]
 
 
 def padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:

@@ -8,6 +8,7 @@ runs the step on its own rows, and `Layout.total` adds up counts and gradients.
 
 import math
 import re
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -20,12 +21,11 @@ from jax.sharding import PartitionSpec as P
 from jaxunlearn.config_parallel import MeshConfig, ParallelConfig
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.models.on_mesh import ROWS
 
 T = TypeVar("T")
 
 AXES = ("data", "fsdp", "tensor")
-ROWS = ("data", "fsdp")
-"""Axes of the mesh along which the rows of a batch are dealt."""
 
 _WIDE, _NARROW = r"(attention/[qkv]|mlp/(gate|up))", r"(attention/o|mlp/down)"
 RULES = (
@@ -167,6 +167,10 @@ class Layout:
     def place_in_batch(self, rows: int) -> jax.Array | int:
         """In a compiled program: where the first of the rows that it sees is in the batch."""
         return rows * jax.lax.axis_index(self.mesh.axis_names[0]) if self.mapped else 0
+
+    def known(self) -> AbstractContextManager:
+        """Where a program is compiled, so that the model in it knows the mesh; see `on_mesh`."""
+        return nullcontext() if self.mesh is None or self.mapped else jax.set_mesh(self.mesh)
 
     def total(self, tree: T) -> T:
         """In a program under pmap: sums over all devices; elsewhere they are there already."""

@@ -143,7 +143,8 @@ def run_steps(
       The state after the steps, and each metric as [C], of which `count` are filled.
     """
     if not spec.layout.mapped:
-        return steps_in_jit(spec, state, frozen, tables, schedule, count, hyper)
+        with spec.layout.known():
+            return steps_in_jit(spec, state, frozen, tables, schedule, count, hyper)
     shards = spec.layout.shards
     blocks = jax.tree.map(lambda x: x.reshape(len(x), shards, -1).swapaxes(0, 1), schedule)
     return steps_in_pmap(spec)(state, frozen, tables, blocks, count, hyper)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import chex
 import jax
@@ -14,7 +15,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models import head, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.training.step import StepSpec, init_state, run_steps
+from jaxunlearn.training.step import StepSpec, init_state, steps_in_jit
 from tests.training.test_step import NUMBERS
 
 VOCABULARY = 131072
@@ -82,7 +83,7 @@ def test_log_probs_of_a_large_vocabulary_in_parts_are_the_plain_ones(monkeypatch
 
 
 def compiled_step(config, method, *, batch=8, time=64, rows=32):
-    """`run_steps` of full training, compiled from shapes alone."""
+    """The steps of full training, compiled from shapes alone."""
     objective, hyper = registry.objective(MethodConfig(name=method))
     spec = StepSpec(config, objective)
     params = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
@@ -99,7 +100,8 @@ def compiled_step(config, method, *, batch=8, time=64, rows=32):
     schedule = {group: jax.ShapeDtypeStruct((4, batch), jnp.int32) for group in objective.groups}
     numbers = {k: jnp.float32(v) for k, v in {**hyper, **NUMBERS}.items()} | {"optimizer": {}}
     count = jnp.int32(4)
-    return run_steps.lower(spec, state, {"params": {}}, tables, schedule, count, numbers).compile()
+    step = steps_in_jit.lower(spec, state, {"params": {}}, tables, schedule, count, numbers)
+    return step.compile()
 
 
 def largest_array(compiled):
@@ -125,3 +127,15 @@ def test_nothing_in_a_step_is_larger_than_a_parameter_or_a_chunk_of_logits(monke
     assert largest_array(chunked) == parameter
     # Gradients of the table as embedding and as head, their sum, and what becomes of that.
     assert temporary(chunked) < 5 * parameter < temporary(plain) / 6
+
+
+def test_the_readme_names_what_holds_whole_distributions():
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    told = text[text.index("What compares whole distributions") :].split("- **")[0]
+
+    def whole(losses):
+        needs = {name: registry.Term("", loss).needs for name, loss in losses.items() if loss}
+        return {name for name, of in needs.items() if {"logits", "reference_logits"} & set(of)}
+
+    forget = whole({name: registry.METHODS[name].forget for name in registry.BUILT_IN})
+    assert set(re.findall(r"`(\w+)`", told)) == forget | whole(registry.RETAIN_LOSSES) | {"sophia"}
