@@ -59,6 +59,7 @@ def unlearn(
     sampling: str | Mapping[str, Any] = "random",
     template: str = DataConfig().template,
     seed: int = 0,
+    parallel: str | Mapping[str, int] = "auto",
     **hyper: float | str,
 ) -> Result:
     """Makes a model forget rows.
@@ -75,6 +76,8 @@ def unlearn(
         or keys of the config's sampling section.
       template: prompt for tokenizers without a chat template.
       seed: of the sampling, and of a fresh adapter.
+      parallel: how devices are used: "auto" (all, data parallel), "jit" (one), "pmap", or a mesh
+        such as {"fsdp": 4, "tensor": 2}.
       **hyper: the method's hyper-parameters, such as beta=0.1.
 
     Raises:
@@ -88,6 +91,7 @@ def unlearn(
             "method": {"name": method, "hyper": hyper},
             "training": dict(training or {}),
             "adapter": None if adapter is None else dict(adapter),
+            "parallel": parallel if isinstance(parallel, str) else dict(parallel),
             "sampling": {"name": sampling} if isinstance(sampling, str) else dict(sampling),
         },
         where="unlearn",

@@ -18,6 +18,8 @@ from jaxunlearn.models.loading import load_model
 from jaxunlearn.release import preparing
 from jaxunlearn.tables import encode_rows
 from jaxunlearn.training import optimizers
+from jaxunlearn.training.loop import check_layout
+from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.trainable import split_params
 from jaxunlearn.unlearning import check_method, check_rows
 
@@ -64,6 +66,7 @@ def check_early(
         training = configs.training_of(experiment, method)
         split_params(base, training.train_only, experiment.adapter, experiment.seed)
         optimizers.resolve_options(training.optimizer, training.optimizer_options)
+        check_layout(training, layout_of(experiment.parallel))
         kind = registry.kind_of(method.name)
         if kind != "loss":
             check = {"rounds": preparing.check, "reward": rewarding.check}[kind]
@@ -75,6 +78,7 @@ def check_early(
             check_rows(method, *parts, experiment)
     if experiment.finetune is not None:
         split_params(base, experiment.finetune.train_only, None, experiment.seed)
+        check_layout(experiment.finetune, layout_of(experiment.parallel))
     if experiment.model.retrained is not None:
         load_model(experiment.model.retrained)
     return log

@@ -13,6 +13,7 @@ from pydantic.dataclasses import dataclass
 from jaxunlearn.config_adapter import AdapterConfig
 from jaxunlearn.config_attribution import AttributionConfig
 from jaxunlearn.config_data import DataConfig
+from jaxunlearn.config_parallel import ParallelConfig
 from jaxunlearn.config_reveal import RevealConfig
 from jaxunlearn.validation import (
     PLAIN_NAME,
@@ -260,6 +261,8 @@ class Experiment:
     """Whose training texts a response comes from; for methods that reward by it and suites that
     measure it; default: as they have it."""
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    parallel: ParallelConfig = "auto"
+    """How trainings use the devices; a run that was begun on some goes on on others."""
 
     def __post_init__(self):
         if self.name is not None and not PLAIN_NAME.fullmatch(self.name):

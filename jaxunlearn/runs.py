@@ -56,6 +56,8 @@ class RunFolder:
     def _check_same(self, experiment: Experiment) -> None:
         old = config_file.dump(config_file.load(self.config_path))
         new = config_file.dump(experiment)
+        # The result does not depend on the devices, so that a run may go on on others.
+        old["parallel"] = new["parallel"]
         changed = sorted(k for k, v in _flat(new).items() if _flat(old).get(k) != v)
         changed += sorted(_flat(old).keys() - _flat(new).keys())
         if changed:

@@ -44,6 +44,7 @@ from jaxunlearn.release.driver import release
 from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.runs import RunFolder, request_stage
 from jaxunlearn.tables import max_length, need_tokenizer
+from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import finetune_rows, unlearn_rows
 
@@ -63,7 +64,7 @@ class Stages:
         self._target_at: str | Path | None = None
         self._looked: tuple[weakref.ref[LanguageModel], Table] | None = None
         self.data = load_data(experiment)
-        self.base = base_model(experiment, self.data)
+        self.base = base_model(experiment, self.data, layout_of(experiment.parallel).home)
         need_tokenizer(self.base)
         self.limit = max_length(self.base, experiment)
         asked = experiment.requests

@@ -33,6 +33,7 @@ from jaxunlearn.tables import encode_rows, make_tables, max_length
 from jaxunlearn.training import diagnostics
 from jaxunlearn.training.diagnostics import GradientStatistics
 from jaxunlearn.training.loop import device_rows, prepare, train
+from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.watching import Selection, Watch
 
 WATCHED_ROWS = 64
@@ -109,6 +110,7 @@ def finetune_rows(
         adapter=adapter,
         apart_from=apart_from,
         seed=seed,
+        layout=layout_of(experiment.parallel),
         checkpoints=checkpoints,
         on_steps=on_steps,
     )
@@ -185,6 +187,7 @@ def unlearn_rows(
             job.training,
             adapter=experiment.adapter,
             seed=experiment.seed,
+            layout=layout_of(experiment.parallel),
             **options,
         )
 

@@ -21,7 +21,7 @@ from jaxunlearn.data import synthetic
 from jaxunlearn.data.rows import EvalSet
 from jaxunlearn.progress import Bars
 from jaxunlearn.stages import base_model
-from jaxunlearn.training.step import run_steps
+from jaxunlearn.training.step import steps_in_jit
 from jaxunlearn.unlearning import finetune_rows
 
 DATA = synthetic.build(people=6, forget_people=2, seed=0, holdout_people=2)
@@ -189,9 +189,9 @@ def test_without_unlearning_members_are_found(tmp_path):
         for name, start in (("unlearned", 0), ("retrained", len(data.forget)))
     }
     attack(tmp_path, experiment, models, data=data)
-    programs = run_steps._cache_size()
+    programs = steps_in_jit._cache_size()
     found = attack(tmp_path, experiment, models, 6, data)
-    assert run_steps._cache_size() == programs
+    assert steps_in_jit._cache_size() == programs
     assert (found["shadows"], found["forget_rows"], found["holdout_rows"]) == (6, 40, 40)
     assert found["models"]["unlearned"]["auc"]["value"] > 0.9
     low, high = found["models"]["retrained"]["auc"]["ci"]

@@ -11,7 +11,8 @@ PACKAGE = Path(jaxunlearn.__file__).parent
 # A module may import what stands to its left, and its own part.
 ORDER = [
     "errors", "extras", "writing", "validation", "user_file", "config_data", "config_reveal",
-    "config_adapter", "config_attribution", "config", "config_file", "sandbox_child", "sandbox",
+    "config_adapter", "config_attribution", "config_parallel", "config", "config_file",
+    "sandbox_child", "sandbox",
     "data", "models",
     "methods",
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",

@@ -49,9 +49,9 @@ from jaxunlearn.cli import main
 begin = time.perf_counter()
 status = main(sys.argv[2:])
 wall = time.perf_counter() - begin
-from jaxunlearn.training.step import run_steps
+from jaxunlearn.training.step import steps_in_jit
 found = {"wall": wall, "cpu": time.process_time(), "status": status,
-         "alone": run_steps._cache_size()}
+         "alone": steps_in_jit._cache_size()}
 if "jaxunlearn.training.together" in sys.modules:
     from jaxunlearn.training.together import run_steps_together
     found["together"] = run_steps_together._cache_size()

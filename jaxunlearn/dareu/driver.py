@@ -4,12 +4,11 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.attribution.responses import Attributor
@@ -18,9 +17,10 @@ from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state, iterate
 from jaxunlearn.dareu.rollout import Prompts
 from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.placement import spread
 from jaxunlearn.training.checkpoint import Checkpoints
-from jaxunlearn.training.loop import DivergedError, traced_numbers, trained_model
+from jaxunlearn.training.fingerprint import checksum
+from jaxunlearn.training.loop import DivergedError, padded_slots, traced_numbers, trained_model
+from jaxunlearn.training.parallel import ONE_DEVICE, Layout
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.trainable import split_params
 
@@ -45,6 +45,7 @@ class Job:
     training: TrainingConfig
     adapter: AdapterConfig | None
     seed: int
+    layout: Layout = ONE_DEVICE
 
     @property
     def iterations(self) -> int:
@@ -62,6 +63,7 @@ class Job:
             self.training.micro_batches,
             self.training.optimizer,
             self.settings.entropy_weight > 0,
+            self.layout,
         )
 
     def numbers(self) -> dict[str, Any]:
@@ -110,10 +112,12 @@ def train(
 
 def _begin(job: Job) -> tuple[dict[str, Any], PolicyState]:
     """What does not train, and the state before the first iteration."""
-    trainable, frozen = split_params(job.start, job.training.train_only, job.adapter, job.seed)
+    start = job.layout.placed(job.start)
+    trainable, frozen = split_params(start, job.training.train_only, job.adapter, job.seed)
     if job.adapter is None:
-        frozen["reference"] = job.start.params
-    return frozen, init_state(job.spec(), trainable)
+        frozen["reference"] = start.params
+    frozen, trainable = job.layout.place(frozen), job.layout.place(trainable)
+    return frozen, job.layout.place(init_state(job.spec(), trainable))
 
 
 def _advance(
@@ -128,28 +132,22 @@ def _advance(
     spec, numbers, total = job.spec(), job.numbers(), job.iterations
     every = max(1, job.training.checkpoint_every // spec.steps)
     guarded = job.settings.max_kl is not None or job.settings.max_repetition is not None
-    tree = (state, frozen, job.attributors, job.prompts, job.retain)
-    there = spread(tree)
-    state, frozen, attributors, prompts, retain = there.tree
-    # Every device and every micro-batch gets as many slots.
-    parts = math.lcm(there.batch_size(1), spec.micro_batches)
-    schedule = {group: _padded(rows, parts) for group, rows in job.schedule.items()}
+    data = job.layout.copied((job.attributors, job.prompts, job.retain))
+    schedule = padded_slots(job.schedule, job.layout.shards * spec.micro_batches)
     step = int(state.step)
     good = before = jax.device_get(state) if guarded else None
     while step < total:
-        chosen = there.deal({group: rows[step] for group, rows in schedule.items()})
+        chosen = {group: rows[step] for group, rows in schedule.items()}
         refresh = np.bool_(step % job.per_epoch == 0)
         begin = time.perf_counter()
-        state, log = iterate(
-            spec, state, frozen, attributors, prompts, retain, chosen, refresh, numbers
-        )
+        state, log = iterate(spec, state, frozen, *data, chosen, refresh, numbers)
         log = {name: float(value) for name, value in jax.device_get(log).items()}
         responses = (schedule["forget"][step] >= 0).sum() * job.settings.samples
         seconds = time.perf_counter() - begin
         _need_finite(log, step, total)
         why, bad = _crossed(job.settings, log)
         if bad:
-            state = jax.tree.map(jnp.asarray, good)
+            state = job.layout.place(good)
             why += f"; the result is that of {int(good.step)} iterations"
         elif guarded:
             good, before = before, jax.device_get(state)
@@ -188,32 +186,21 @@ def _need_finite(log: Mapping[str, float], step: int, total: int) -> None:
             )
 
 
-def _padded(rows: np.ndarray, parts: int) -> np.ndarray:
-    """With empty slots, until their number is a multiple of the parts."""
-    return np.pad(rows, ((0, 0), (0, -rows.shape[1] % parts)), constant_values=-1)
-
-
 def _finished(job: Job, state: PolicyState) -> LanguageModel:
-    # On one device again, whatever it was trained on.
-    trainable = jax.tree.map(jnp.asarray, jax.device_get(state.trainable))
-    _, frozen = split_params(job.start, job.training.train_only, job.adapter, job.seed)
-    return trained_model(job.start, trainable, frozen, job.adapter)
+    start = job.layout.placed(job.start)
+    _, frozen = split_params(start, job.training.train_only, job.adapter, job.seed)
+    return trained_model(start, state.trainable, frozen, job.adapter)
 
 
 def _fingerprint(job: Job) -> str:
     """A hash of everything that decides the outcome."""
-    digest = hashlib.sha256(repr((job.spec(), job.adapter, job.training.train_only)).encode())
+    spec = replace(job.spec(), layout=ONE_DEVICE)
+    digest = hashlib.sha256(repr((spec, job.adapter, job.training.train_only)).encode())
     digest.update(repr((job.settings, job.per_epoch)).encode())
     digest.update(repr(jax.tree.map(float, job.numbers())).encode())
     trees: Sequence[Any] = (
         dict(job.start.params), job.attributors, job.prompts, job.retain, dict(job.schedule)
     )  # fmt: skip
     for leaf in jax.tree.leaves(trees):
-        flat = jnp.asarray(leaf).reshape(-1)
-        if jnp.issubdtype(flat.dtype, jax.dtypes.prng_key):
-            flat = jax.random.key_data(flat).reshape(-1)
-        # Weighted, so that two values in each other's place make a difference.
-        weights = jnp.arange(flat.size) % 8191 + 1
-        total = jnp.sum(jnp.abs(flat.astype(jnp.float32)) * weights)
-        digest.update(f"{leaf.shape} {float(total)}".encode())
+        digest.update(f"{np.shape(leaf)} {checksum(leaf)}".encode())
     return digest.hexdigest()

@@ -11,12 +11,14 @@ Reference: Lu et al., De-attribute to forget for LLM unlearning (DareU), arXiv 2
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxunlearn.attribution.responses import Attributor
 from jaxunlearn.dareu import advantages as adv
@@ -26,6 +28,7 @@ from jaxunlearn.dareu.rollout import Prompts, Read, Rollout
 from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.training.optimizers import OPTIMIZERS
+from jaxunlearn.training.parallel import ONE_DEVICE, Layout
 from jaxunlearn.training.statistics import Rows, aligned_logits, combine
 from jaxunlearn.training.step import accumulate, clip_by_norm, gather, learning_rate
 
@@ -46,6 +49,7 @@ class PolicySpec:
     micro_batches: int = 1
     optimizer: str = "adamw"
     entropy_bonus: bool = False
+    layout: Layout = ONE_DEVICE
 
     @property
     def steps(self) -> int:
@@ -99,7 +103,6 @@ def init_state(spec: PolicySpec, trainable: Tree) -> PolicyState:
     )
 
 
-@partial(jax.jit, static_argnames="spec", donate_argnames="state")
 def iterate(
     spec: PolicySpec,
     state: PolicyState,
@@ -107,11 +110,11 @@ def iterate(
     attributors: tuple[Attributor, Attributor],
     prompts: Prompts,
     retain: Rows,
-    chosen: Mapping[str, jax.Array],
-    refresh: jax.Array,
+    chosen: Mapping[str, np.ndarray],
+    refresh: np.bool_,
     numbers: Mapping[str, Any],
 ) -> tuple[PolicyState, Metrics]:
-    """One batch of responses and all updates on it.
+    """One batch of responses and all updates on it, on the devices of the layout.
 
     Args:
       spec: static choices.
@@ -121,7 +124,8 @@ def iterate(
       attributors: what rewards, and what only looks on; of the same owners.
       prompts: of all forget rows.
       retain: all retain rows.
-      chosen: `forget` [b] and `retain` [c], row indices; -1 is an empty slot.
+      chosen: `forget` [b] and `retain` [c], row indices; -1 is an empty slot. b and c are multiples
+        of the layout's shards times the micro-batches.
       refresh: bool, whether an epoch begins, so that the current policy is now the old one.
       numbers: those of the settings, and learning_rate, value_learning_rate, weight_decay,
         clip_norm, warmup_steps, total_steps, run_seed and the options of the optimiser.
@@ -133,7 +137,27 @@ def iterate(
       its last update loss, policy_loss, distill_loss, value_loss, grad_norm, and those of
       `ratio_diagnostics`. learning_rate is that of the last update too.
     """
-    choices = spec.choices
+    rest = (prompts, retain, chosen, refresh, numbers)
+    if not spec.layout.mapped:
+        return iterate_in_jit(spec, state, frozen, attributors, *rest)
+    blocks = {group: rows.reshape(spec.layout.shards, -1) for group, rows in chosen.items()}
+    rest = (prompts, retain, blocks, refresh, numbers)
+    return iterate_in_pmap(spec)(state, frozen, attributors, *rest)
+
+
+def _iterate(
+    spec: PolicySpec,
+    state: PolicyState,
+    frozen: Tree,
+    attributors: tuple[Attributor, Attributor],
+    prompts: Prompts,
+    retain: Rows,
+    chosen: Mapping[str, jax.Array],
+    refresh: jax.Array,
+    numbers: Mapping[str, Any],
+) -> tuple[PolicyState, Metrics]:
+    choices, layout = spec.choices, spec.layout
+    chosen = layout.deal(chosen)
     if choices.old_refresh == "epoch":
         old = jax.tree.map(partial(jnp.where, refresh), state.trainable, state.old)
     else:
@@ -151,6 +175,7 @@ def iterate(
         stop_tokens=jnp.array(spec.stop_tokens, jnp.int32),
         temperature=numbers["temperature"],
         key=jax.random.fold_in(key, state.step),
+        first=layout.place_in_batch(len(rows)),
     )
     read = partial(rollout.read, spec.config, rollout=drawn, temperature=numbers["temperature"])
     params, factors = combine(state.trainable, frozen)
@@ -170,7 +195,9 @@ def iterate(
         estimator=choices.kl_estimator,
     )
     values = _values(state.value, now.hidden)
-    gains, returns = advantages(choices, rewards, values, drawn.mask, numbers)
+    # They are compared over the whole batch.
+    everywhere = layout.gathered((rewards, values, drawn.mask))
+    gains, returns = layout.own(advantages(choices, *everywhere, numbers))
     batch = Batch(
         drawn,
         before.log_probs,
@@ -183,7 +210,24 @@ def iterate(
     state = dataclasses.replace(state, old=old)
     after, log = _updates(spec, state, frozen, batch, numbers)
     told = _told(spec, (params, start), drawn, (now, at_start), counted, attributors, numbers)
-    return after, {**log, **told, "reward": masked_mean(rewards, drawn.mask)}
+    told["reward"] = masked_mean(everywhere[0], everywhere[2])
+    return layout.hold(after), {**log, **told}
+
+
+iterate_in_jit = jax.jit(_iterate, static_argnames="spec", donate_argnames="state")
+
+
+@functools.lru_cache
+def iterate_in_pmap(spec: PolicySpec) -> Callable[..., tuple[PolicyState, Metrics]]:
+    """The iteration as a program for each device, whose share of `chosen` is [devices, b]."""
+    return jax.pmap(
+        partial(_iterate, spec),
+        axis_name=spec.layout.mesh.axis_names[0],
+        in_axes=(None, None, None, None, None, 0, None, None),
+        out_axes=None,
+        donate_argnums=0,
+        devices=list(spec.layout.mesh.devices),
+    )
 
 
 def advantages(
@@ -262,10 +306,9 @@ def _updates(
     optimizer, choices = OPTIMIZERS[spec.optimizer], spec.choices
     options = {**numbers["optimizer"], "weight_decay": numbers["weight_decay"]}
     both = [(1.0, 1.0)] if choices.schedule == "joint" else [(1.0, 0.0), (0.0, 1.0)]
-    counts = {
-        "responses": jnp.maximum(batch.rollout.mask.any(-1).sum(), 1),
-        "retain": jnp.maximum(batch.retain.mask.any(-1).sum(), 1),
-    }
+    there = {"responses": batch.rollout.mask, "retain": batch.retain.mask}
+    rows = spec.layout.total({name: mask.any(-1).sum() for name, mask in there.items()})
+    counts = {name: jnp.maximum(count, 1) for name, count in rows.items()}
 
     def update(carry: PolicyState, now: tuple[jax.Array, jax.Array]) -> tuple[Any, Metrics]:
         index, weights = now
@@ -273,7 +316,9 @@ def _updates(
             _loss, spec, frozen=frozen, counts=counts, weights=weights, numbers=numbers
         )
         both = (carry.trainable, carry.value)
-        (loss, log), (grads, value_grads) = accumulate(loss_fn, both, batch, spec.micro_batches)
+        (loss, log), (grads, value_grads) = accumulate(
+            loss_fn, both, batch, spec.micro_batches, spec.layout
+        )
         grads, norm = clip_by_norm(grads, numbers["clip_norm"])
         value_grads, _ = clip_by_norm(value_grads, numbers["clip_norm"])
         step = state.step * spec.steps + index
@@ -303,13 +348,8 @@ def _updates(
     # Where updates alternate, the last one with a reward is the one before.
     params, factors = combine(state.trainable, frozen)
     read = rollout.read(spec.config, params, factors, batch.rollout, numbers["temperature"])
-    moved = policy_losses.ratio_diagnostics(
-        read.log_probs,
-        batch.old_log_probs,
-        batch.advantages,
-        batch.rollout.mask,
-        clip=numbers["clip"],
-    )
+    known = (read.log_probs, batch.old_log_probs, batch.advantages, batch.rollout.mask)
+    moved = policy_losses.ratio_diagnostics(*spec.layout.gathered(known), clip=numbers["clip"])
     return dataclasses.replace(state, step=state.step + 1), {**last, **moved}
 
 
@@ -371,8 +411,8 @@ def _told(
     mask, there, lengths = drawn.mask, drawn.mask.any(-1), drawn.lengths
     temperature = numbers["temperature"]
 
-    def mean(values: jax.Array) -> jax.Array:
-        return masked_mean(values.astype(jnp.float32), there)
+    def mean(values: jax.Array, counts: jax.Array = there) -> jax.Array:
+        return masked_mean(*spec.layout.gathered((values.astype(jnp.float32), counts)))
 
     ends = jnp.isin(drawn.tokens, jnp.array(spec.stop_tokens, jnp.int32)) & mask
     undecided = rollout.entropies(spec.config, models[0], reads[0], mask, temperature)
@@ -384,9 +424,9 @@ def _told(
     return {
         "attribution": mean(whole[0]),
         "attribution_held_out": mean(whole[1]),
-        "kl": masked_mean(far, mask),
-        "entropy": masked_mean(undecided, mask),
-        "start_nll": -masked_mean(reads[1].log_probs, mask),
+        "kl": mean(far, mask),
+        "entropy": mean(undecided, mask),
+        "start_nll": -mean(reads[1].log_probs, mask),
         "repetition": mean(rollout.repeats(drawn.tokens, mask)),
         "length": mean(lengths),
         "ended": mean(ends.any(-1)),

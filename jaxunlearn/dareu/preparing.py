@@ -19,6 +19,7 @@ from jaxunlearn.methods import registry
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, max_length
 from jaxunlearn.training.optimizers import OPTIMIZERS
+from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.unlearning import make_schedule
 
@@ -80,6 +81,7 @@ def reward_rows(
         training=training,
         adapter=experiment.adapter,
         seed=experiment.seed,
+        layout=layout_of(experiment.parallel),
     )
     return driver.train(job, checkpoints=checkpoints, on_steps=on_steps, on_end=describe, say=say)
 

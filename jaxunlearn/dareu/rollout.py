@@ -87,6 +87,7 @@ def respond(
     stop_tokens: jax.Array,
     temperature: jax.Array,
     key: jax.Array,
+    first: jax.Array | int = 0,
 ) -> Rollout:
     """Draws a response to each prompt.
 
@@ -99,10 +100,11 @@ def respond(
       limit: most tokens of a response, R.
       stop_tokens: int32 [S], ids that end one.
       temperature: of the draws.
-      key: of the draws; a row's do not depend on the other rows.
+      key: of the draws; a row's depend on its place in the batch, and on no other row.
+      first: the place of the first of these rows in the whole batch.
     """
     batch, width = prompts.tokens.shape
-    rows = jnp.where(counted, jnp.arange(batch), -1)
+    rows = jnp.where(counted, first + jnp.arange(batch), -1)
     drawn, counts = decode(
         config,
         limit,

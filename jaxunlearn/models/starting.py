@@ -8,6 +8,7 @@ from jaxunlearn.config import Experiment
 from jaxunlearn.data import tokens
 from jaxunlearn.data.rows import UnlearningData
 from jaxunlearn.models import transformer
+from jaxunlearn.models.checkpoint_hf import Placement
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
@@ -15,11 +16,19 @@ from jaxunlearn.models.loading import load_model
 SCRATCH_POSITIONS = 256  # longest row of a model that is made from nothing
 
 
-def base_model(experiment: Experiment, data: UnlearningData) -> LanguageModel:
-    """The model that everything starts from: loaded, or made from nothing."""
+def base_model(
+    experiment: Experiment, data: UnlearningData, placement: Placement | None = None
+) -> LanguageModel:
+    """The model that everything starts from: loaded, or made from nothing.
+
+    Args:
+      experiment: its model section, template and seed are used.
+      data: whose texts a new tokenizer is made of.
+      placement: sharding of each leaf that is loaded; default: all on the first device.
+    """
     settings = experiment.model
     if settings.path is not None:
-        model = load_model(settings.path)
+        model = load_model(settings.path, placement=placement)
         config = dataclasses.replace(model.config, remat=settings.remat)
         return dataclasses.replace(model, config=config)
     texts = tokens.all_texts(data, template=experiment.data.template)

@@ -13,12 +13,14 @@ import numpy as np
 
 from jaxunlearn.config import AdapterConfig, TrainingConfig
 from jaxunlearn.data.tokens import TokenTable, batch_width
+from jaxunlearn.errors import UserError
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import fingerprint
 from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
+from jaxunlearn.training.parallel import ONE_DEVICE, Layout
 from jaxunlearn.training.statistics import Rows, combine, reference_log_probs
 from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
 from jaxunlearn.training.trainable import split_params
@@ -47,6 +49,7 @@ def train(
     reinforced: LanguageModel | None = None,
     apart_from: Mapping[str, Any] | None = None,
     seed: int = 0,
+    layout: Layout = ONE_DEVICE,
     checkpoints: Path | None = None,
     on_steps: OnSteps | None = None,
     watch: Watch | None = None,
@@ -67,6 +70,7 @@ def train(
       reinforced: a second frozen model, for objectives that compare with one.
       apart_from: factors that the adapter is kept orthogonal to, for objectives that ask for it.
       seed: of the adapter's initial factors.
+      layout: where parameters and rows lie; it changes only how long it takes.
       checkpoints: folder to save to and to resume from; None saves nothing.
       on_steps: called after each dispatch with (steps done, steps in all, one dict per new step).
       watch: what may end the training early. States are then saved where it looks and finds
@@ -87,17 +91,21 @@ def train(
     """
     if selection is not None and checkpoints is None:
         raise ValueError("selection: needs a folder of checkpoints, which keep the best state")
-    model, steps = model.merged(), len(next(iter(schedule.values())))
+    model, steps = layout.placed(model.merged()), len(next(iter(schedule.values())))
     spec, trainable, frozen, numbers = prepare(
-        model, objective, hyper, training, steps, adapter, seed
+        model, objective, hyper, training, steps, adapter, seed, layout
     )
     if reinforced is not None:
         frozen["reinforced"] = reinforced.merged().params
     if apart_from is not None:
         frozen["apart_from"] = apart_from
+    frozen = layout.place(frozen)
     state = init_state(
-        trainable, optimizer=training.optimizer, retain_weight=hyper.get("retain_weight", 1.0)
+        layout.place(trainable),
+        optimizer=training.optimizer,
+        retain_weight=hyper.get("retain_weight", 1.0),
     )
+    state = layout.place(state)
 
     def finished(state: TrainState) -> LanguageModel:
         final = OPTIMIZERS[training.optimizer].final(state.opt_state, state.trainable)
@@ -107,8 +115,9 @@ def train(
         at, given_up = int(state.step), selection is not None and selection.exhausted(looks)
         if at == steps or given_up:
             return _End(state, at, looks)
-        rows = device_rows(model, tables, objective)
-        run = _Run(spec, frozen, rows, schedule, step_widths(tables, schedule), numbers)
+        rows = device_rows(model, tables, objective, layout)
+        slots = padded_slots(schedule, layout.shards * training.micro_batches)
+        run = _Run(spec, frozen, rows, slots, step_widths(tables, schedule), numbers)
         if watch is None and selection is None:
             every = training.checkpoint_every
             return _End(_advance(run, state, steps, tables, every, store, on_steps), steps, [])
@@ -143,16 +152,38 @@ def prepare(
     steps: int,
     adapter: AdapterConfig | None,
     seed: int,
+    layout: Layout = ONE_DEVICE,
 ) -> tuple[StepSpec, dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Static choices, trainable and frozen parameters, and numbers of the update step, for a model
     with its adapter merged. Arguments and errors are those of `train`."""
+    check_layout(training, layout)
     trainable, frozen = split_params(model, training.train_only, adapter, seed)
     if any(map(objective.needs, ("reference_logits", "reference_hidden"))) and adapter is None:
         frozen["reference"] = model.params
     spec = StepSpec(
-        model.config, objective, training.decay, training.micro_batches, training.optimizer
+        model.config, objective, training.decay, training.micro_batches, training.optimizer, layout
     )
     return spec, trainable, frozen, traced_numbers(hyper, training, steps, seed)
+
+
+def check_layout(training: TrainingConfig, layout: Layout) -> None:
+    """An optimiser's estimates must be those of one device.
+
+    Raises:
+      UserError: they would not be.
+    """
+    name = training.optimizer
+    if OPTIMIZERS[name].estimate is None or layout.shards == 1:
+        return
+    if layout.mapped:
+        raise UserError(
+            f"training.optimizer: {name} looks at a whole batch, which no device has under pmap;"
+            " leave parallel out, or give it a mesh"
+        )
+    if training.micro_batches > 1:
+        raise UserError(
+            f"training.micro_batches: on several devices {name} needs 1; set it, or parallel: jit"
+        )
 
 
 class _End(NamedTuple):
@@ -264,7 +295,7 @@ def _watched(
             if not rollback:
                 raise
             watch.say(f"{error}; {back}")
-            return _End(jax.tree.map(jnp.asarray, good), step, looks)
+            return _End(run.spec.layout.place(good), step, looks)
         now, last = finished(state), end == run.steps
         if watch is not None and (last or end % watch.every == 0):
             value = watch.measure(now)
@@ -274,7 +305,7 @@ def _watched(
                     f"{run.steps}; {back if rollback else 'training ends here'}"
                 )
                 if rollback:
-                    return _End(jax.tree.map(jnp.asarray, good), end, looks)
+                    return _End(run.spec.layout.place(good), end, looks)
         step, before = end, looks
         if selection is not None and (last or ended or end % selection.every == 0):
             looks = [*looks, Look(end, *selection.measure(end, now))]
@@ -318,27 +349,41 @@ def step_widths(tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndar
     return np.array([batch_width(int(n), width) for n in np.max(longest, axis=0)])
 
 
+def padded_slots(schedule: Mapping[str, np.ndarray], parts: int) -> dict[str, np.ndarray]:
+    """A schedule with empty slots added, until each group's are a multiple of the parts."""
+    return {
+        group: np.pad(rows, ((0, 0), (0, -rows.shape[1] % parts)), constant_values=-1)
+        for group, rows in schedule.items()
+    }
+
+
 def device_rows(
-    model: LanguageModel, tables: Mapping[str, TokenTable], objective: Objective
+    model: LanguageModel,
+    tables: Mapping[str, TokenTable],
+    objective: Objective,
+    layout: Layout = ONE_DEVICE,
 ) -> dict[str, Rows]:
-    """The tables on the device, with the reference's log-probs where a term asks for them."""
+    """The tables on the devices, with the reference's log-probs where a term asks for them."""
     needed = {t.group for t in objective.terms if "reference_seq_log_prob" in t.needs}
     if objective.needs("alternative_reference_seq_log_prob"):
         needed.add("alternative")
-    return {
+    rows = {
         group: Rows(
             jnp.asarray(table.tokens),
             jnp.asarray(table.answer_mask),
             None if table.labels is None else jnp.asarray(table.labels),
-            _reference(model, table) if group in needed else None,
+            _reference(model, table, layout) if group in needed else None,
         )
         for group, table in tables.items()
     }
+    return layout.place(rows)
 
 
-def _reference(model: LanguageModel, table: TokenTable, batch: int = 16) -> jax.Array:
+def _reference(model: LanguageModel, table: TokenTable, layout: Layout) -> jax.Array:
     n, width = table.tokens.shape
+    batch = math.lcm(16, layout.shards)
     tokens = padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
+    tokens = layout.shares(tokens, axis=1)
     return reference_log_probs(model.config, model.params, tokens).reshape(-1, width)[:n]
 
 

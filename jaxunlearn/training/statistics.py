@@ -1,7 +1,7 @@
 """What the terms of an objective know about a batch, from forward passes over its rows."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,8 @@ def statistics(
     trainable: Tree,
     frozen: Tree,
     batch: Mapping[str, Rows],
+    *,
+    blocks: int = 1,
 ) -> dict[str, dict[str, jax.Array]]:
     """What the terms ask for, per group, from one forward pass over all groups' rows together.
 
@@ -67,19 +69,21 @@ def statistics(
       trainable: see `combine`.
       frozen: see `combine`; also `reference` and `reinforced`, the params of other models.
       batch: group name to its rows, B of each.
+      blocks: of rows, each on other devices; the rows of a block stay together when those of
+        all groups are put into one array, so that none has to move.
 
     Returns:
       Group name to statistic name to array; `methods.losses` says what each is.
     """
     params, factors = combine(trainable, frozen)
-    tokens = jnp.concatenate([rows.tokens for rows in batch.values()])
-    targets = jnp.concatenate([rows.targets for rows in batch.values()])
+    tokens = together([rows.tokens for rows in batch.values()], blocks)
+    targets = together([rows.targets for rows in batch.values()], blocks)
     whole = _forward(config, objective, params, factors, tokens, targets)
     found: dict[str, dict[str, jax.Array]] = {}
     start = 0
     for group, rows in batch.items():
         size = rows.tokens.shape[0]
-        known = {name: value[start : start + size] for name, value in whole.items()}
+        known = {name: _taken(value, blocks, start, size) for name, value in whole.items()}
         known |= {"targets": rows.targets, "mask": rows.mask}
         known["answer_length"] = jnp.maximum(rows.mask.sum(-1), 1).astype(jnp.float32)
         if "log_probs" in known:
@@ -157,6 +161,25 @@ def aligned_logits(
     """[B, T, V]: of the distribution that predicts token t; entry 0, which is predicted by nothing,
     holds what follows the last token."""
     return jnp.roll(transformer.logits(config, params, tokens, lora=factors), 1, axis=1)
+
+
+def together(groups: Sequence[jax.Array], blocks: int) -> jax.Array:
+    """Rows [B, ...] of several groups as one array.
+
+    Args:
+      groups: of each as many rows in a block as it has rows / blocks.
+      blocks: the first block of all groups comes first, then the second of all.
+    """
+    parts = [rows.reshape(blocks, -1, *rows.shape[1:]) for rows in groups]
+    whole = jnp.concatenate(parts, axis=1)
+    return whole.reshape(-1, *whole.shape[2:])
+
+
+def _taken(whole: jax.Array, blocks: int, start: int, size: int) -> jax.Array:
+    """The `size` rows of the group that begins after `start` rows of others."""
+    parts = whole.reshape(blocks, -1, *whole.shape[1:])
+    rows = parts[:, start // blocks : (start + size) // blocks]
+    return rows.reshape(size, *whole.shape[1:])
 
 
 def _row_sum(values: jax.Array, mask: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ changing it never compiles anything anew.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -13,13 +14,15 @@ from typing import Any, Literal
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from jaxunlearn.methods.orthogonality import orthogonality_penalty
 from jaxunlearn.methods.registry import Objective, keywords
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.training.optimizers import OPTIMIZERS, perturbed
-from jaxunlearn.training.statistics import Rows, aligned_logits, combine, statistics
+from jaxunlearn.training.parallel import ONE_DEVICE, Layout
+from jaxunlearn.training.statistics import Rows, aligned_logits, combine, statistics, together
 
 Tree = Mapping[str, Any]
 Metrics = dict[str, jax.Array]
@@ -34,6 +37,7 @@ class StepSpec:
     decay: Literal["linear", "cosine", "constant"] = "linear"
     micro_batches: int = 1
     optimizer: str = "adamw"
+    layout: Layout = ONE_DEVICE
 
 
 @jax.tree_util.register_dataclass
@@ -114,8 +118,38 @@ def update(
     return TrainState(state.step + 1, trainable, opt_state, dual), metrics
 
 
-@partial(jax.jit, static_argnames="spec", donate_argnames="state")
 def run_steps(
+    spec: StepSpec,
+    state: TrainState,
+    frozen: Tree,
+    tables: Mapping[str, Rows],
+    schedule: Mapping[str, np.ndarray],
+    count: np.int32,
+    hyper: Mapping[str, Any],
+) -> tuple[TrainState, Metrics]:
+    """`count` updates in one dispatch, on the devices of the layout.
+
+    Args:
+      spec: static choices.
+      state: donated.
+      frozen: parameters that do not train.
+      tables: group name to all its rows.
+      schedule: group name to row indices [C, B], -1 for an empty slot; the first `count` are used.
+        B is a multiple of the layout's shards times the micro-batches.
+      count: number of steps, at most C; traced, so a shorter last chunk compiles nothing.
+      hyper: traced numbers; see `update`.
+
+    Returns:
+      The state after the steps, and each metric as [C], of which `count` are filled.
+    """
+    if not spec.layout.mapped:
+        return steps_in_jit(spec, state, frozen, tables, schedule, count, hyper)
+    shards = spec.layout.shards
+    blocks = jax.tree.map(lambda x: x.reshape(len(x), shards, -1).swapaxes(0, 1), schedule)
+    return steps_in_pmap(spec)(state, frozen, tables, blocks, count, hyper)
+
+
+def _steps(
     spec: StepSpec,
     state: TrainState,
     frozen: Tree,
@@ -124,26 +158,11 @@ def run_steps(
     count: jax.Array,
     hyper: Mapping[str, Any],
 ) -> tuple[TrainState, Metrics]:
-    """`count` updates in one dispatch.
-
-    Args:
-      spec: static choices.
-      state: donated.
-      frozen: parameters that do not train.
-      tables: group name to all its rows.
-      schedule: group name to row indices [C, B], -1 for an empty slot; the first `count` are used.
-      count: number of steps, at most C; traced, so a shorter last chunk compiles nothing.
-      hyper: traced numbers; see `update`.
-
-    Returns:
-      The state after the steps, and each metric as [C], of which `count` are filled.
-    """
-
     def step(i: jax.Array, carry: tuple[TrainState, Metrics]) -> tuple[TrainState, Metrics]:
         state, log = carry
         batch = {group: gather(tables[group], schedule[group][i]) for group in tables}
-        state, metrics = update(spec, state, frozen, batch, hyper)
-        return state, {name: log[name].at[i].set(metrics[name]) for name in log}
+        state, metrics = update(spec, state, frozen, spec.layout.deal(batch), hyper)
+        return spec.layout.hold(state), {n: log[n].at[i].set(metrics[n]) for n in log}
 
     groups = [term.group for term in spec.objective.terms]
     if spec.objective.orthogonality is not None:
@@ -152,6 +171,22 @@ def run_steps(
     capacity = next(iter(schedule.values())).shape[0]
     log = {name: jnp.zeros(capacity, jnp.float32) for name in names}
     return jax.lax.fori_loop(0, count, step, (state, log))
+
+
+steps_in_jit = jax.jit(_steps, static_argnames="spec", donate_argnames="state")
+
+
+@functools.lru_cache
+def steps_in_pmap(spec: StepSpec) -> Callable[..., tuple[TrainState, Metrics]]:
+    """The steps as a program for each device, whose share of the schedule is [devices, C, b]."""
+    return jax.pmap(
+        partial(_steps, spec),
+        axis_name=spec.layout.mesh.axis_names[0],
+        in_axes=(None, None, None, 0, None, None),
+        out_axes=None,
+        donate_argnums=0,
+        devices=list(spec.layout.mesh.devices),
+    )
 
 
 def gather(table: Rows, index: jax.Array) -> Rows:
@@ -179,20 +214,31 @@ def learning_rate(step: jax.Array, hyper: Mapping[str, Any], decay: str) -> jax.
 
 
 def accumulate(
-    loss_fn: Callable[..., Any], trainable: Tree, batch: Any, parts: int
+    loss_fn: Callable[..., Any],
+    trainable: Tree,
+    batch: Any,
+    parts: int,
+    layout: Layout = ONE_DEVICE,
 ) -> tuple[tuple[jax.Array, Any], Tree]:
     """Value and gradient of a loss that is a sum over rows, in `parts` passes.
 
     Args:
       loss_fn: (trainable, batch) to the loss, and more that is a sum over rows.
       trainable: what the gradient is taken of.
-      batch: a tree of arrays whose first axes are divisible by `parts`.
+      batch: a tree of arrays whose first axes are divisible by `parts` times the layout's blocks.
       parts: passes.
+      layout: where the rows lie.
     """
     value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
     if parts == 1:
-        return value_and_grad(trainable, batch)
-    split = jax.tree.map(lambda x: x.reshape(parts, x.shape[0] // parts, *x.shape[1:]), batch)
+        return layout.total(value_and_grad(trainable, batch))
+
+    def cut(x: jax.Array) -> jax.Array:
+        # A pass takes from every device's rows, so that none of them idles and none moves.
+        x = x.reshape(layout.blocks, parts, -1, *x.shape[1:]).swapaxes(0, 1)
+        return x.reshape(parts, -1, *x.shape[3:])
+
+    split = layout.deal(jax.tree.map(cut, batch), axis=1)
     first = jax.tree.map(lambda x: x[0], split)
     shapes = jax.eval_shape(value_and_grad, trainable, first)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -200,7 +246,7 @@ def accumulate(
     def add(total: Any, part: Any) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, value_and_grad(trainable, part)), None
 
-    return jax.lax.scan(add, zeros, split)[0]
+    return layout.total(jax.lax.scan(add, zeros, split)[0])
 
 
 def _gradients(
@@ -212,9 +258,9 @@ def _gradients(
 ) -> tuple[tuple[jax.Array, Metrics], Tree]:
     """Loss and terms of a batch, and the gradient to follow."""
     if spec.objective.rectify is None:
-        counts = {group: _counts(rows.mask) for group, rows in batch.items()}
+        counts = {group: _counts(rows.mask, spec.layout) for group, rows in batch.items()}
         loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper)
-        found = accumulate(loss_fn, trainable, batch, spec.micro_batches)
+        found = accumulate(loss_fn, trainable, batch, spec.micro_batches, spec.layout)
         if spec.objective.orthogonality is None:
             return found
         return _kept_apart(spec, found, trainable["lora"], frozen["apart_from"], hyper)
@@ -268,10 +314,10 @@ def term_gradients(
         "retain": {"retain": batch["retain"]},
     }
     ones = {"forget_weight": 1.0, "retain_weight": 1.0}
-    counts = {group: _counts(rows.mask) for group, rows in batch.items()}
+    counts = {group: _counts(rows.mask, spec.layout) for group, rows in batch.items()}
     loss_fn = partial(_loss, spec, frozen=frozen, counts=counts, hyper=hyper, weights=ones)
     return {
-        name: accumulate(loss_fn, trainable, part, spec.micro_batches)
+        name: accumulate(loss_fn, trainable, part, spec.micro_batches, spec.layout)
         for name, part in parts.items()
     }
 
@@ -285,16 +331,22 @@ def _hessian(
 ) -> Tree:
     """An estimate of the Hessian's diagonal, from the first micro-batch."""
     first = jax.tree.map(lambda x: x[: x.shape[0] // spec.micro_batches], batch)
-    tokens = jnp.concatenate([rows.tokens for rows in first.values()])
-    mask = jnp.concatenate([rows.mask for rows in first.values()])
-    counts = {group: _counts(rows.mask) for group, rows in first.items()}
+    counts = {group: _counts(rows.mask, spec.layout) for group, rows in first.items()}
+    blocks = spec.layout.blocks
+    tokens = together([rows.tokens for rows in first.values()], blocks)
+    mask = together([rows.mask for rows in first.values()], blocks)
+    # A row's labels depend on its slot alone, so that empty slots, which even out devices, change
+    # nothing.
+    slots = [n * 2**20 + jnp.arange(len(rows.mask)) for n, rows in enumerate(first.values())]
+    slots = together(slots, blocks)
 
     def loss(trainable: Tree) -> jax.Array:
         return _loss(spec, trainable, first, frozen=frozen, counts=counts, hyper=hyper)[0]
 
     def sampled_loss(trainable: Tree, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = aligned_logits(spec.config, *combine(trainable, frozen), tokens)
-        labels = jax.random.categorical(key, jax.lax.stop_gradient(logits))
+        keys = jax.vmap(partial(jax.random.fold_in, key))(slots)
+        labels = jax.vmap(jax.random.categorical)(keys, jax.lax.stop_gradient(logits))
         log_probs = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], axis=-1)
         count = jnp.maximum(mask.sum(), 1)
         return -jnp.sum(jnp.where(mask, log_probs[..., 0], 0.0)) / count, count
@@ -324,7 +376,9 @@ def _loss(
 
     `weights` stand in for those of the hyper-parameters.
     """
-    known_of = statistics(spec.config, spec.objective, trainable, frozen, batch)
+    known_of = statistics(
+        spec.config, spec.objective, trainable, frozen, batch, blocks=spec.layout.blocks
+    )
     losses = {}
     for term in spec.objective.terms:
         if term.group not in batch:
@@ -340,6 +394,7 @@ def _loss(
     return sum(weighted), losses
 
 
-def _counts(mask: jax.Array) -> dict[int, jax.Array]:
+def _counts(mask: jax.Array, layout: Layout = ONE_DEVICE) -> dict[int, jax.Array]:
     """Counts by the rank of a term's values: 2 for tokens, 1 for sequences; at least one."""
-    return {2: jnp.maximum(mask.sum(), 1), 1: jnp.maximum(mask.any(-1).sum(), 1)}
+    counts = layout.total({2: mask.sum(), 1: mask.any(-1).sum()})
+    return {rank: jnp.maximum(count, 1) for rank, count in counts.items()}

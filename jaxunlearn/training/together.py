@@ -37,7 +37,7 @@ from jaxunlearn.training.loop import (
     step_widths,
 )
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.training.step import Metrics, StepSpec, TrainState, Tree, init_state, run_steps
+from jaxunlearn.training.step import Metrics, StepSpec, TrainState, Tree, init_state, steps_in_jit
 
 AXIS = "sweep"
 
@@ -66,11 +66,11 @@ def run_steps_together(
     count: jax.Array,
     hyper: Mapping[str, Any],
 ) -> tuple[TrainState, Metrics]:
-    """`run_steps` of E trainings: leaves of states, schedules, hyper and of the result have a first
+    """The steps of E trainings: leaves of states, schedules, hyper and of the result have a first
     axis [E]; frozen, tables and count are shared."""
 
     def one(state: TrainState, schedule: Any, numbers: Any) -> tuple[TrainState, Metrics]:
-        return run_steps(spec, state, frozen, tables, schedule, count, numbers)
+        return steps_in_jit(spec, state, frozen, tables, schedule, count, numbers)
 
     return jax.vmap(one)(states, schedules, hyper)
 

@@ -156,11 +156,11 @@ def test_only_the_chosen_parameters_train(job):
 
 def test_one_program_for_all_iterations_and_numbers(job):
     trained(job())
-    before = policy.iterate._cache_size()
+    before = policy.iterate_in_jit._cache_size()
     trained(job(learning_rate=3e-3, clip=0.3, temperature=0.7, kl_weight=0.0, iterations=3))
-    assert policy.iterate._cache_size() == before
+    assert policy.iterate_in_jit._cache_size() == before
     trained(job(updates=3))
-    assert policy.iterate._cache_size() == before + 1
+    assert policy.iterate_in_jit._cache_size() == before + 1
 
 
 def test_equal_rewards_teach_nothing(job):

@@ -187,12 +187,12 @@ def test_a_term_over_no_rows_is_zero_and_has_no_gradient(tiny, method, empty):
 def test_hyper_parameters_do_not_recompile(tiny):
     spec, trainable, frozen, batch, numbers = problem(tiny)
     schedule = {group: jnp.tile(jnp.arange(4), (3, 1)) for group in batch}
-    run_steps.clear_cache()
+    steps.steps_in_jit.clear_cache()
 
     @jax.jit
     @chex.assert_max_traces(n=1)
     def traced(state, hyper, count):
-        return run_steps.__wrapped__(spec, state, frozen, batch, schedule, count, hyper)
+        return steps.steps_in_jit.__wrapped__(spec, state, frozen, batch, schedule, count, hyper)
 
     losses = set()
     for name, value in [
@@ -203,7 +203,7 @@ def test_hyper_parameters_do_not_recompile(tiny):
         _, log = traced(init_state(trainable), changed, np.int32(len(losses) % 2 + 2))
         run_steps(spec, init_state(trainable), frozen, batch, schedule, np.int32(2), changed)
         losses.add(float(log["loss"][1]))
-    assert run_steps._cache_size() == 1
+    assert steps.steps_in_jit._cache_size() == 1
     assert len(losses) >= 5  # the changes did change something
 
 
