@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -111,8 +110,8 @@ class Layout:
 
     def place(self, tree: T) -> T:
         """The same arrays, each where it belongs; those that are there already are not moved."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
+        # Also on one device: an array that is bound to none compiles another program than the
+        # result of a step, which is.
         return jax.device_put(tree, self.shardings(tree))
 
     def copied(self, tree: T) -> T:
