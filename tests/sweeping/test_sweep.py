@@ -229,7 +229,7 @@ def test_two_processes_share_the_runs(config, tmp_path, vectorize):
 def test_the_work_of_a_killed_process_is_taken_over(config, tmp_path, vectorize):
     """In the middle of an unlearning; the other process waits for nothing."""
     options = ["--grid", "method.beta=0.1,1", "--vectorize", vectorize]
-    options += ["--training.epochs", "40", "--training.checkpoint_every", "2"]
+    options += ["--training.epochs", "16", "--training.checkpoint_every", "2"]
     folder = tmp_path / "cut" / "small"
     first = start(config, tmp_path / "cut", *options)
     end = time.monotonic() + 300
