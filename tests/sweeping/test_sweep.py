@@ -260,8 +260,8 @@ def test_bad_options_are_refused(config, capsys):
 
 
 def test_a_sweep_of_nothing_but_failures(config):
-    runs = expand(config, {"sampling.subset": ["direct", "indirect"]}, {})
+    runs = expand(config, {"method.layer": [7, 8]}, {"method.name": "rmu"})
     told = []
-    with pytest.raises(UserError, match=r"every run failed; subset-direct: sampling\.subset"):
+    with pytest.raises(UserError, match=r"every run failed; layer-7: method rmu: layer is 7"):
         run(runs, say=told.append)
     assert sum(line.startswith("failed") for line in told) == 2
