@@ -78,6 +78,7 @@ def sweep(options: argparse.Namespace) -> None:
     """Runs a config with several values of some keys, and prints their table."""
     from jaxunlearn.evaluation import report
     from jaxunlearn.sweeping import running, settings
+    from jaxunlearn.training import hosts
 
     grid = {
         key: list(_parsed(dict(enumerate(values.split(",")))).values())
@@ -95,6 +96,7 @@ def sweep(options: argparse.Namespace) -> None:
         if len(drawn) < options.samples:
             print(f"--samples: only {len(drawn)} of {options.samples} points differ")
     runs = settings.expand(options.config, grid, _parsed(options.overrides), drawn)
+    hosts.listen()
     summary, failed = running.run(runs, vectorize=options.vectorize)
     _console().print(report.table(summary))
     for note in summary["notes"]:

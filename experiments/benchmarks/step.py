@@ -30,12 +30,14 @@ import numpy as np
 import torch
 import transformers
 
-from jaxunlearn.config import AdapterConfig, MethodConfig
+from jaxunlearn.config import AdapterConfig, MethodConfig, TrainingConfig
 from jaxunlearn.methods.registry import objective
 from jaxunlearn.models.generate import generate
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
-from jaxunlearn.training.step import Rows, StepSpec, init_state, reference_log_probs, run_steps
+from jaxunlearn.training.loop import traced_numbers
+from jaxunlearn.training.statistics import Rows, reference_log_probs
+from jaxunlearn.training.step import StepSpec, init_state, run_steps
 from jaxunlearn.training.trainable import split_params
 
 SIZES = {
@@ -197,10 +199,11 @@ def our_steps(
         reference = None
         if method == "npo" and group == "forget":
             reference = reference_log_probs(model.config, model.params, rows[None])[0]
-        tables[group] = Rows(jnp.asarray(rows), jnp.asarray(mask), reference)
-    hyper |= {"learning_rate": RATE, "weight_decay": DECAY, "clip_norm": CLIP}
-    hyper |= {"warmup_steps": 0, "total_steps": 1000}
-    numbers = {name: jnp.float32(value) for name, value in hyper.items()}
+        tables[group] = Rows(jnp.asarray(rows), jnp.asarray(mask), None, reference)
+    training = TrainingConfig(
+        learning_rate=RATE, weight_decay=DECAY, clip_norm=CLIP, warmup=0, decay="constant"
+    )
+    numbers = traced_numbers(hyper, training, 1000, seed=0)
     schedule = {group: np.tile(np.arange(ROWS, dtype=np.int32), (32, 1)) for group in tables}
     spec = StepSpec(model.config, terms, decay="constant")
     state = init_state(trainable)

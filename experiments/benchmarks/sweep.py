@@ -7,6 +7,10 @@ whole run with evaluation, report and exported model. Each way is a command in a
 after another. Of the 32 separate processes only a few are started, and their mean is multiplied;
 they compile as a user's would, with the compilation cache as the environment has it. Wall-clock
 time counts other work on the machine, CPU time does not.
+
+    python experiments/benchmarks/sweep.py --only steps
+
+times the update steps alone, of one adapter after another and of all in one program.
 """
 
 import argparse
@@ -49,9 +53,9 @@ from jaxunlearn.cli import main
 begin = time.perf_counter()
 status = main(sys.argv[2:])
 wall = time.perf_counter() - begin
-from jaxunlearn.training.step import run_steps
+from jaxunlearn.training.step import steps_in_jit
 found = {"wall": wall, "cpu": time.process_time(), "status": status,
-         "alone": run_steps._cache_size()}
+         "alone": steps_in_jit._cache_size()}
 if "jaxunlearn.training.together" in sys.modules:
     from jaxunlearn.training.together import run_steps_together
     found["together"] = run_steps_together._cache_size()
@@ -63,7 +67,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vectorize", type=int, default=16)
     parser.add_argument("--processes", type=int, default=2, help="of the 32 that are started")
-    parser.add_argument("--only", choices=("sequence", "together", "processes"))
+    parser.add_argument("--only", choices=("sequence", "together", "processes", "steps"))
     parser.add_argument("--output", help="file to append a JSON line per way to")
     args = parser.parse_args()
     import jax
@@ -76,6 +80,14 @@ def main() -> None:
         **{name: version(name) for name in ("jax", "jaxlib", "flax", "optax")},
     }
     print(", ".join(f"{key} {value}" for key, value in setting.items()))
+    if args.only == "steps":
+        for batch_size in (1, 4, 20):
+            found = steps(args.vectorize, batch_size)
+            print(found)
+            if args.output:
+                with open(args.output, "a", encoding="utf-8") as file:
+                    file.write(json.dumps({**found, **setting, "load": os.getloadavg()[0]}) + "\n")
+        return
     ways = {
         "sequence": lambda folder: swept(folder),
         "together": lambda folder: swept(folder, "--vectorize", str(args.vectorize)),
@@ -139,6 +151,64 @@ def launched(folder: Path, count: int) -> dict[str, Any]:
         "each wall": [round(one["wall"], 1) for one in each],
         "each cpu": [round(one["cpu"], 1) for one in each],
     }
+
+
+def steps(count: int, batch_size: int, length: int = 12, turns: int = 3) -> dict[str, Any]:
+    """Milliseconds of CPU and of wall-clock time for a step of one adapter, medians of turns."""
+    from jaxunlearn import config_file
+    from jaxunlearn import experiment as experiments
+    from jaxunlearn.models.starting import base_model
+    from jaxunlearn.reveal.theme import load_data
+    from jaxunlearn.training.loop import train
+    from jaxunlearn.training.together import Member, train_together
+    from jaxunlearn.unlearning import unlearning_job
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = Path(folder) / "config.yaml"
+        config.write_text(yaml.safe_dump(CONFIG))
+        changes = {"sampling.match_steps": length, "training.batch_size": batch_size}
+        one = experiments.resolve(config_file.load(config, changes))
+        data = load_data(one)
+        model = base_model(one, data)
+        job = unlearning_job(model, data.forget, data.retain, one, one.method)
+        parts = (job.tables, job.indices, job.objective, job.hyper, job.training)
+        tables, indices = ({g: part[g] for g in job.objective.groups} for part in parts[:2])
+        places = iter(range(10**6))
+
+        def alone() -> None:
+            for seed in range(count):
+                where = Path(folder) / str(next(places))
+                train(
+                    model, tables, indices, *parts[2:], adapter=one.adapter, seed=seed,
+                    checkpoints=where, on_steps=lambda *_: None,
+                )  # fmt: skip
+
+        def together() -> None:
+            members = [
+                Member(
+                    tables, indices, *parts[2:], seed, Path(folder) / str(next(places)),
+                    lambda *_: None,
+                )
+                for seed in range(count)
+            ]  # fmt: skip
+            assert all(train_together(model, members, one.adapter))
+
+        found: dict[str, Any] = {"adapters": count, "rows": 2 * batch_size, "width": 32}
+        times: dict[str, list[float]] = {}
+        for work in (alone, together):
+            work()  # compiles
+        for _ in range(turns):
+            for name, work in (("alone", alone), ("together", together)):
+                wall, cpu = time.perf_counter(), time.process_time()
+                work()
+                for kind, begin, now in (
+                    ("wall", wall, time.perf_counter()),
+                    ("cpu", cpu, time.process_time()),
+                ):
+                    each = 1000 * (now - begin) / (count * length)
+                    times.setdefault(f"{name} {kind} ms", []).append(each)
+        medians = {key: round(statistics.median(values), 2) for key, values in times.items()}
+        return {"way": "steps", **found, **medians}
 
 
 def command(folder: Path, name: str, *options: str) -> dict[str, Any]:

@@ -31,6 +31,7 @@ COLUMNS = {
     "held-out": "forget_attribution_held_out",
     "broken": "forget_broken_rate",
     "length": "forget_length_ratio",
+    "extraction": "forget_extraction_strength",
 }
 
 

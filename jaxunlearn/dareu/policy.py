@@ -139,7 +139,8 @@ def iterate(
     """
     rest = (prompts, retain, chosen, refresh, numbers)
     if not spec.layout.mapped:
-        return iterate_in_jit(spec, state, frozen, attributors, *rest)
+        with spec.layout.known():
+            return iterate_in_jit(spec, state, frozen, attributors, *rest)
     blocks = {group: rows.reshape(spec.layout.shards, -1) for group, rows in chosen.items()}
     rest = (prompts, retain, blocks, refresh, numbers)
     return iterate_in_pmap(spec)(state, frozen, attributors, *rest)

@@ -18,6 +18,7 @@ from jaxunlearn.sweeping import grouped, shared
 from jaxunlearn.sweeping.claims import Claims
 from jaxunlearn.sweeping.settings import Settings
 from jaxunlearn.sweeping.summary import over_seeds
+from jaxunlearn.training import hosts
 from jaxunlearn.training.loop import DivergedError
 from jaxunlearn.writing import write_text
 
@@ -154,6 +155,8 @@ class _Board:
         for one in runs:
             try:
                 work(one)
+            except hosts.PreemptedError:
+                raise
             except Exception as error:
                 fault, told = str(error), {}
                 if not isinstance(error, UserError | DivergedError):
@@ -181,6 +184,8 @@ class _Board:
         self.say(f"training {len(runs)} runs side by side: {', '.join(one.name for one in runs)}")
         try:
             grouped.train(runs)
+        except hosts.PreemptedError:
+            raise
         except Exception as error:
             self.say(f"not side by side but one after another: {type(error).__name__}: {error}")
 

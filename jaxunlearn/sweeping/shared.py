@@ -15,7 +15,7 @@ from jaxunlearn.writing import write_text
 
 AFTERWARDS = (
     "name", "output", "method", "baselines", "sampling", "adapter", "training", "requests", "stop",
-    "select",
+    "select", "parallel",
 )  # fmt: skip
 """Sections of a config that change nothing before unlearning."""
 MODELS = ("target", "retrained")

@@ -52,6 +52,16 @@ def fingerprint(
     return digest.hexdigest()
 
 
+def table_digest(tables: Mapping[str, TokenTable]) -> str:
+    """A hash of the names and the rows of token tables."""
+    digest = hashlib.sha256()
+    for group, table in sorted(tables.items()):
+        digest.update(f"{group} {table.tokens.shape}".encode())
+        for array in (table.tokens, table.answer_mask, table.labels):
+            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
 def checksum(array: Any) -> int:
     """A number that two arrays share only if they hold the same bits, or by a rare chance.
 
@@ -72,13 +82,3 @@ def _checksum(array: jax.Array) -> jax.Array:
         weights = 2 * jnp.arange(bits.shape[-1], dtype=jnp.uint32) + 1
         bits = jnp.sum(bits * weights[(None,) * (bits.ndim - 1)], axis=-1, dtype=jnp.uint32)
     return bits
-
-
-def table_digest(tables: Mapping[str, TokenTable]) -> str:
-    """A hash of the names and the rows of token tables."""
-    digest = hashlib.sha256()
-    for group, table in sorted(tables.items()):
-        digest.update(f"{group} {table.tokens.shape}".encode())
-        for array in (table.tokens, table.answer_mask, table.labels):
-            digest.update(b"none" if array is None else np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()

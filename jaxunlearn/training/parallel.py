@@ -111,8 +111,8 @@ class Layout:
 
     def place(self, tree: T) -> T:
         """The same arrays, each where it belongs; those that are there already are not moved."""
-        if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
+        # Also on one device: an array that is bound to none compiles another program than the
+        # result of a step, which is.
         return jax.device_put(tree, self.shardings(tree))
 
     def kept(self, tree: T) -> T:

@@ -24,6 +24,7 @@ from jaxunlearn.config import AdapterConfig, TrainingConfig
 from jaxunlearn.data.tokens import TokenTable
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.training import hosts
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import fingerprint, table_digest
 from jaxunlearn.training.loop import (
@@ -37,7 +38,7 @@ from jaxunlearn.training.loop import (
     step_widths,
 )
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.training.step import Metrics, StepSpec, TrainState, Tree, init_state, run_steps
+from jaxunlearn.training.step import Metrics, StepSpec, TrainState, Tree, init_state, steps_in_jit
 
 AXIS = "sweep"
 
@@ -66,11 +67,11 @@ def run_steps_together(
     count: jax.Array,
     hyper: Mapping[str, Any],
 ) -> tuple[TrainState, Metrics]:
-    """`run_steps` of E trainings: leaves of states, schedules, hyper and of the result have a first
+    """The steps of E trainings: leaves of states, schedules, hyper and of the result have a first
     axis [E]; frozen, tables and count are shared."""
 
     def one(state: TrainState, schedule: Any, numbers: Any) -> tuple[TrainState, Metrics]:
-        return run_steps(spec, state, frozen, tables, schedule, count, numbers)
+        return steps_in_jit(spec, state, frozen, tables, schedule, count, numbers)
 
     return jax.vmap(one)(states, schedules, hyper)
 
@@ -100,6 +101,7 @@ def train_together(
     model = model.merged()
     parts: dict[Any, list[_Ready]] = defaultdict(list)
     with ExitStack() as stack:
+        stack.enter_context(hosts.deferring())
         every = [_ready(model, member, adapter, stack) for member in members]
         for one in every:
             parts[one.alike].append(one)
@@ -194,6 +196,8 @@ def _advance(model: LanguageModel, part: Sequence[_Ready]) -> None:
             member = part[place].member
             lines = _lines(member, log, place, step, count, seconds / len(part))
             member.on_steps(step + count, steps, lines)
+        if hosts.asked_to_leave():
+            hosts.leave(f"after step {step + count} of {steps}, at their last checkpoint")
         step += count
         count = int(np.clip(count * DISPATCH_SECONDS / seconds, 1, CAPACITY))
 

@@ -19,7 +19,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.sweeping import grouped, shared
 from jaxunlearn.sweeping.running import run
 from jaxunlearn.sweeping.settings import expand
-from jaxunlearn.training.step import run_steps
+from jaxunlearn.training.step import steps_in_jit
 from jaxunlearn.training.together import run_steps_together
 
 SMALL = {
@@ -199,11 +199,11 @@ def test_one_compile_for_rates_betas_and_seeds(config):
     """32 runs on the quickstart's people; each seed has other people, and so another model."""
     model = {**SMALL["model"], "vocab_size": 1024}
     config.write_text(yaml.safe_dump({**SMALL, "data": {}, "model": model}))
-    run_steps.clear_cache()
+    steps_in_jit.clear_cache()
     options = ["--search", "training.learning_rate=1e-4:1e-2:log"]
     options += ["--search", "method.beta=0.1:1.0"]
     assert sweep(config, *options, "--samples", "8", "--grid", "seed=0,1,2,3") == 0
-    assert run_steps._cache_size() == 2  # of fine-tuning and of unlearning
+    assert steps_in_jit._cache_size() == 2  # of fine-tuning and of unlearning
     assert len(table(Path("runs"))["models"]) == 2 + 8
     assert len(list(Path("runs/small").glob("*/summary.json"))) == 32
 
@@ -229,7 +229,7 @@ def test_two_processes_share_the_runs(config, tmp_path, vectorize):
 def test_the_work_of_a_killed_process_is_taken_over(config, tmp_path, vectorize):
     """In the middle of an unlearning; the other process waits for nothing."""
     options = ["--grid", "method.beta=0.1,1", "--vectorize", vectorize]
-    options += ["--training.epochs", "40", "--training.checkpoint_every", "2"]
+    options += ["--training.epochs", "16", "--training.checkpoint_every", "2"]
     folder = tmp_path / "cut" / "small"
     first = start(config, tmp_path / "cut", *options)
     end = time.monotonic() + 300

@@ -28,7 +28,7 @@ ADAPTER = AdapterConfig(rank=4, alpha=8)
 CASES = {
     "grad_diff": ("grad_diff", {}, None, {}),
     "npo": ("npo", {}, None, {}),
-    "rmu": ("rmu", {"layer": 1}, None, {}),
+    "rmu": ("rmu", {"layer": 1}, None, {"learning_rate": 5e-5}),
     "lora npo": ("npo", {}, ADAPTER, {}),
 }
 PARTS = {"micro_batches": 3, "batch_size": 6}

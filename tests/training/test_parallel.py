@@ -114,7 +114,10 @@ def test_rules_are_about_every_state(tiny, optimizer):
 def test_one_device_is_used_as_it_is():
     assert layout_of("auto") == layout_of("jit") == ONE_DEVICE
     tree = {"params": jnp.ones((2, 3))}
-    assert ONE_DEVICE.place(tree)["params"] is tree["params"]
+    placed = ONE_DEVICE.place(tree)["params"]
+    assert placed.unsafe_buffer_pointer() == tree["params"].unsafe_buffer_pointer()
+    # Bound to the device, as the results of a step are: else the second dispatch compiles anew.
+    assert placed.committed and not tree["params"].committed
 
 
 def test_a_mesh_of_another_size_is_refused():
