@@ -135,7 +135,8 @@ def _pooled(model: LanguageModel, texts: Sequence[str], batch_size: int) -> np.n
     for rows, batch in batches(table, there.batch_size(batch_size)):
         mask = np.zeros(batch.shape, bool)
         mask[: len(rows)] = whole.answer_mask[rows, : batch.shape[1]]
-        found = _mean_hidden(config, *there.tree, *there.deal((batch, mask)))
+        with there.known():
+            found = _mean_hidden(config, *there.tree, *there.deal((batch, mask)))
         vectors[rows] = fetch(found)[: len(rows)]
     return vectors
 

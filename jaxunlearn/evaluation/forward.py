@@ -72,7 +72,8 @@ def score(
 
     def forward(rows_and_batch: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, ...]:
         _, batch = rows_and_batch
-        return fetch(_statistics(config, *there.tree, there.deal(batch), moments))
+        with there.known():
+            return fetch(_statistics(config, *there.tree, there.deal(batch), moments))
 
     work = batches(table, there.batch_size(batch_size))
     if there.mesh is None:

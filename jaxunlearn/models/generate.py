@@ -122,18 +122,19 @@ def generate(
         if choice is not None:
             chosen = np.full(size, -1, np.int32)
             chosen[: len(rows)] = [choice[row] for row in rows]
-        new_tokens, counts = decode(
-            config,
-            -(-max_new_tokens // _NARROWEST) * _NARROWEST,
-            mode,
-            *there.tree,
-            *there.deal((tokens, starts, indices, chosen)),
-            jnp.int32(max_new_tokens),
-            jnp.asarray(stop_tokens, jnp.int32),
-            draw,
-            jax.random.key(seed),
-        )
-        return fetch((new_tokens, counts))
+        with there.known():
+            found = decode(
+                config,
+                -(-max_new_tokens // _NARROWEST) * _NARROWEST,
+                mode,
+                *there.tree,
+                *there.deal((tokens, starts, indices, chosen)),
+                jnp.int32(max_new_tokens),
+                jnp.asarray(stop_tokens, jnp.int32),
+                draw,
+                jax.random.key(seed),
+            )
+        return fetch(found)
 
     batches = [by_length[first : first + size] for first in range(0, len(prompts), size)]
     at_once = 1 if there.mesh else max(1, most // size)

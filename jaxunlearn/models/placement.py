@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -39,6 +40,11 @@ class Spread:
         if self.mesh is None:
             return rows
         return jax.device_put(rows, NamedSharding(self.mesh, PartitionSpec(self._row_axes)))
+
+    def known(self) -> AbstractContextManager:
+        """Where a program of whole batches runs, so that the model in it knows the mesh; see
+        `on_mesh`."""
+        return nullcontext() if self.mesh is None else jax.set_mesh(self.mesh)
 
     @property
     def _row_axes(self) -> tuple[str, ...]:
