@@ -4,6 +4,7 @@ Each imports what it needs when it is called, so that the others and `--help` st
 """
 
 import argparse
+import re
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,10 @@ def _parsed(overrides: dict[str, str]) -> dict[str, Any]:
         try:
             found[key] = yaml.safe_load(value)
         except yaml.YAMLError:
+            found[key] = value
+        # YAML 1.1 has numbers in base 60 and 8, and dates; and names are names.
+        plain = isinstance(found[key], str | bool | list | dict | None)
+        if key in ("name", "output") or (not plain and re.search(r":|^[-+]?0\d|-\d+-", value)):
             found[key] = value
     return found
 

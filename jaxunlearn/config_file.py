@@ -88,7 +88,8 @@ def _set(tree: Any, dotted: str, value: Any) -> None:
         if isinstance(tree, list):
             tree = tree[_index(tree, part, dotted)]
         else:
-            if tree.get(part) is None:
+            # `parallel` is a word or, in its place, a mesh.
+            if tree.get(part) is None or (part == "parallel" and isinstance(tree[part], str)):
                 tree[part] = {}
             tree = tree[part]
         if not isinstance(tree, dict | list):

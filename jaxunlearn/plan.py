@@ -75,7 +75,11 @@ def report(experiment: Experiment, devices: int, memory: str) -> Iterator[str]:
     experiment = resolve(experiment)
     meshes = list(_meshes(experiment, devices))
     for job in _jobs(experiment):
-        yield from _told(_best(job, meshes, size), meshes)
+        best = _best(job, meshes, size)
+        yield from _told(best, meshes)
+        if experiment.parallel == "auto" and best.sizes["data"] < devices:
+            asked = ", ".join(f"{name}: {size}" for name, size in best.sizes.items())
+            yield f"  parallel: auto uses data alone; for this mesh write parallel: {{{asked}}}"
 
 
 def _told(plan: Plan, meshes: list[Sizes]) -> Iterator[str]:

@@ -40,6 +40,7 @@ class RunFolder:
 
     def __init__(self, experiment: Experiment):
         self.experiment = experiment
+        hosts.need_same("the config", repr(config_file.dump(experiment)))
         self.shared = Path(experiment.output) / str(experiment.name)
         """Where all processes of the run find each other's checkpoints."""
         self.path = hosts.own_folder(self.shared)
@@ -60,7 +61,9 @@ class RunFolder:
         old = config_file.dump(config_file.load(self.config_path))
         new = config_file.dump(experiment)
         # The result does not depend on the devices, so that a run may go on on others.
-        old["parallel"] = new["parallel"]
+        # Nor on how its place is called.
+        for key in ("parallel", "output"):
+            old[key] = new[key]
         changed = sorted(k for k, v in _flat(new).items() if _flat(old).get(k) != v)
         changed += sorted(_flat(old).keys() - _flat(new).keys())
         if changed:

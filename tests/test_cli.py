@@ -255,3 +255,28 @@ def test_the_environment_has_a_fingerprint_of_every_file_that_is_read(tmp_path):
     assert list(found) == ["forget", "retain", "holdout", "quiz"]
     assert found["quiz"].startswith("1 rows, sha256 ")
     assert len(set(found.values())) == 4
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--training.epochs", "1:3"], "training.epochs"),
+        (["--seed", "010"], 10),
+        (["--name", "123"], "123"),
+        (["--name", "2024-01-01"], "2024-01-01"),
+        (["--parallel.fsdp", "2"], "fsdp: 2"),
+    ],
+)
+def test_what_is_typed_is_what_is_meant(capsys, tmp_path, words, expected):
+    """YAML has numbers in base 60 and 8, and dates; a word gives way to a mesh."""
+    config = tmp_path / "mine.yaml"
+    config.write_text("parallel: auto\nfinetune: {epochs: 1}\n")
+    status, out, err = run(capsys, "run", config, *words, "--print-config")
+    if words[1] == "1:3":
+        assert status == 2 and expected in err
+        return
+    assert status == 0, err
+    if words[0] == "--parallel.fsdp":
+        assert expected in out
+    else:
+        assert yaml.safe_load(out)[words[0][2:]] == expected

@@ -37,13 +37,14 @@ def config(tiny_folder, tmp_path_factory):
 
 
 def start(config, output, *, processes, devices, options=()):
-    """The processes of a run."""
+    """The processes of a run; options are the same for all, or one tuple for each."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     started = []
     for number in range(processes):
-        words = ["run", str(config), "--output", str(output), *options]
+        own = options[number] if options and isinstance(options[0], tuple) else options
+        words = ["run", str(config), "--output", str(output), *own]
         if processes > 1:
             words += ["--distributed", f"localhost:{port},{processes},{number}"]
         environment = {
@@ -163,10 +164,28 @@ def test_one_process_leaves_when_it_is_asked_to(config, whole, tmp_path):
     assert_same(result(tmp_path), whole)
 
 
-@pytest.mark.parametrize("where", ["localhost", "localhost,2,0", "localhost:1,2", "h:1,two,0"])
+@pytest.mark.slow
+def test_processes_with_different_configs_are_refused(config, tmp_path):
+    options = (("--training.epochs", "2"), ("--training.epochs", "3"))
+    started = start(config, tmp_path, processes=2, devices=1, options=options)
+    statuses, said = ended(started)
+    assert statuses == [2, 2], said
+    assert "the config differs between the processes" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "where", ["localhost", "localhost,2,0", "localhost:1,2", "h:1,two,0", ":1,2,0", "h:x,2,0"]
+)
 def test_a_malformed_address_is_refused(where):
     with pytest.raises(UserError, match=r"is not HOST:PORT,N,I"):
         hosts.connect(where)
+
+
+@pytest.mark.parametrize("port", [0, 70000])
+def test_a_port_that_cannot_be_is_refused(port):
+    with pytest.raises(UserError, match=f"there is no port {port}"):
+        hosts.connect(f"localhost:{port},2,0")
 
 
 def test_processes_count_from_0():

@@ -122,8 +122,8 @@ def expand(
       Each run has a folder of its own under `output/NAME`.
 
     Raises:
-      UserError: nothing to vary, a key with no or repeated values, or that is also drawn, or a
-        config that is not valid.
+      UserError: nothing to vary, a key with no or repeated values, or that is also drawn, a config
+        that is not valid, or a folder that holds a run.
     """
     if not grid and not any(drawn):
         raise UserError("sweep: nothing to vary; give --grid KEY=VALUE,VALUE")
@@ -132,8 +132,12 @@ def expand(
             raise UserError(f"--grid {key}: give values that differ, as in --grid {key}=1,2")
         if any(key in point for point in drawn):
             raise UserError(f"--search {key}: is in the grid too; leave it out of one of them")
+    for key in {*grid, *drawn[0]} & {"name", "output"}:
+        raise UserError(f"sweep: {key} is not for varying; each run gets a folder of its own")
     base = config_file.load(path, overrides)
     folder = str(Path(base.output) / str(base.name))
+    if (Path(folder) / "config.yaml").exists():
+        raise UserError(f"{folder}: holds a run; give the sweep another --name")
     found = []
     for point, values in itertools.product(drawn, itertools.product(*grid.values())):
         settings = {**point, **dict(zip(grid, values, strict=True))}

@@ -6,6 +6,7 @@ long something took, must not change which programs it starts: the others would 
 
 import atexit
 import contextlib
+import hashlib
 import shutil
 import signal
 import tempfile
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxunlearn.errors import UserError
@@ -43,10 +45,14 @@ def connect(where: str) -> None:
         arguments: tuple[Any, ...] = ()
     else:
         parts = where.split(",")
-        if len(parts) != 3 or ":" not in parts[0] or not all(p.isdecimal() for p in parts[1:]):
+        host, _, port = parts[0].rpartition(":")
+        numbers = (port, *parts[1:])
+        if len(parts) != 3 or not host or not all(p.isdecimal() for p in numbers):
             raise UserError(
                 f"--distributed: {where!r} is not HOST:PORT,N,I, such as 10.0.0.1:1234,2,0"
             )
+        if not 0 < int(port) < 2**16:
+            raise UserError(f"--distributed: there is no port {port}; use 1 to {2**16 - 1}")
         arguments = (parts[0], int(parts[1]), int(parts[2]))
         if arguments[2] >= arguments[1]:
             raise UserError(
@@ -93,6 +99,23 @@ def several() -> bool:
 def is_first() -> bool:
     """Whether this process writes what there is to be one of."""
     return jax.process_index() == 0
+
+
+def need_same(what: str, told: str) -> None:
+    """All processes must have come here with the same text.
+
+    Raises:
+      UserError: they have not; in all of them.
+    """
+    if not several():
+        return
+    digest = np.frombuffer(hashlib.sha256(told.encode()).digest(), np.uint8).astype(np.int32)
+    found = multihost_utils.process_allgather(digest)
+    if (found != found[0]).any():
+        raise UserError(
+            f"--distributed: {what} differs between the processes; start the same command with the"
+            " same files everywhere"
+        )
 
 
 def meet(where: str) -> None:

@@ -113,3 +113,16 @@ def test_points_that_are_alike_count_once():
 def test_bad_draws_are_refused(samples, sampler):
     with pytest.raises(UserError):
         draw({"x": Span(0.0, 1.0)}, samples, sampler)
+
+
+@pytest.mark.parametrize("key", ["name", "output"])
+def test_folders_are_not_for_varying(key):
+    with pytest.raises(UserError, match=f"sweep: {key} is not for varying"):
+        expand(None, {key: ["a", "b"]}, {})
+
+
+def test_a_run_is_not_written_over(tmp_path):
+    (tmp_path / "quickstart").mkdir()
+    (tmp_path / "quickstart" / "config.yaml").touch()
+    with pytest.raises(UserError, match="holds a run; give the sweep another --name"):
+        expand(None, {"seed": [0, 1]}, {"output": str(tmp_path)})
