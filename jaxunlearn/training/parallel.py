@@ -125,7 +125,7 @@ class Layout:
 
     def placed(self, model: LanguageModel) -> LanguageModel:
         """The model, without an adapter, with its parameters where they belong."""
-        return replace(model, params=self.place(dict(model.params)))
+        return model if self.mesh is None else replace(model, params=self.place(model.params))
 
     def shares(self, rows: T, axis: int = 0) -> T:
         """Arrays of rows with each device's share along an axis on it."""
