@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -58,6 +59,8 @@ def connect(where: str) -> None:
             raise UserError(
                 f"--distributed: process {arguments[2]} of {arguments[1]}; they count from 0"
             )
+        # JAX waits for up to five minutes, and says nothing.
+        print(f"waiting for all {arguments[1]} processes at {parts[0]}", file=sys.stderr)
     global _connected
     try:
         jax.distributed.initialize(*arguments)
