@@ -36,9 +36,14 @@ def test_a_training_that_fits_is_laid_out(capsys, config):
 
 
 def test_parameters_are_cut_where_copies_would_not_fit(capsys, config):
-    out = run(capsys, "plan", config, "--devices", 8, "--device-memory", "1.2GiB")[1]
-    assert "fits" in out.splitlines()[-1] and "does not" not in out
-    assert "fsdp 1 " not in out.splitlines()[0]
+    words = ("plan", config, "--devices", 8, "--device-memory", "1.2GiB")
+    first, *_, fits, hint = run(capsys, *words)[1].splitlines()
+    assert fits.strip() == "fits"
+    assert "fsdp 1 " not in first
+    # What `auto` would not do by itself is to be asked for, and then it is taken.
+    asked = hint.split("parallel: ")[-1]
+    first, *_, fits = run(capsys, *words, "--parallel", asked)[1].splitlines()
+    assert fits.strip() == "fits" and "fsdp 1 " not in first
 
 
 def test_one_that_does_not_fit_says_what_would_mend_it(capsys, config):
