@@ -157,7 +157,7 @@ def attached(
     if own.finetune is not None and not place.is_dir():
         say(f"attribution is left out: its functions read {place}, the run's target, which is gone")
         return data
-    target = load_model(place)
+    target = load_model(place, quantize=own.model.quantize)
     found = of_run.fit(target, load_data(own), own, folder=run / "attribution", say=say)
     return found.attached(data, target, own)
 

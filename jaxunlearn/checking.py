@@ -14,7 +14,7 @@ from jaxunlearn.evaluation import embed, suite
 from jaxunlearn.evaluation.open_unlearning_logs import Log
 from jaxunlearn.methods import registry
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.loading import load_model
+from jaxunlearn.models.starting import loaded
 from jaxunlearn.release import preparing
 from jaxunlearn.tables import encode_rows
 from jaxunlearn.training import hosts, optimizers
@@ -86,5 +86,5 @@ def check_early(
         split_params(base, experiment.finetune.train_only, None, experiment.seed)
         check_layout(experiment.finetune, layout_of(experiment.parallel))
     if experiment.model.retrained is not None:
-        load_model(experiment.model.retrained)
+        loaded(experiment.model.retrained, experiment.model)
     return log

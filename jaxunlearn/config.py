@@ -71,12 +71,17 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] | None = None
     """Of the computation; parameters in training and log-probabilities are float32 all the same.
     Default: bfloat16 if the model folder's weights are, else float32."""
+    quantize: Literal["int8"] | None = None
+    """Holds the frozen base of an adapter in a byte a weight: the kernels of its layers, with a
+    scale for each output. The retrained model is held so too."""
     attention: Attention = "xla"
     """What computes it in training: XLA, or the fused kernel of NVIDIA GPUs (cudnn) or TPUs
     (splash), which never holds the scores of all pairs of tokens. Where that cannot be, XLA does,
     and a note says so."""
 
     def __post_init__(self):
+        if self.path is None and self.quantize is not None:
+            raise ValueError("quantize is for a model that is loaded; give its path")
         if self.path is None and self.hidden_size % (2 * self.num_heads):
             raise ValueError("hidden_size must be an even multiple of num_heads")
         if self.num_heads % self.num_kv_heads:

@@ -2,11 +2,13 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxunlearn import attributing
+from jaxunlearn.attribution.functions import GRADIENTS
+from jaxunlearn.attribution.of_run import FUNCTIONS
 from jaxunlearn.config import Experiment, MethodConfig, sampling_of, training_of
 from jaxunlearn.config_attribution import AttributionConfig
 from jaxunlearn.config_reveal import RevealConfig
@@ -19,8 +21,7 @@ from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.loading import load_model
-from jaxunlearn.models.starting import computed
+from jaxunlearn.models.starting import computed, loaded
 from jaxunlearn.progress import Bars
 from jaxunlearn.reveal.theme import load_data, read_lines
 from jaxunlearn.runs import RunFolder
@@ -63,6 +64,8 @@ def resolve(experiment: Experiment) -> Experiment:
             " retain_nll"
         )
     kinds = {registry.kind_of(one.name) for one in (*experiment.baselines, experiment.method)}
+    if experiment.model.quantize is not None:
+        _check_frozen(experiment, kinds)
     if experiment.reveal is not None and "rounds" not in kinds:
         raise UserError(
             "reveal: no method of this run makes its forget rows itself, as reveal_release does;"
@@ -85,6 +88,35 @@ def resolve(experiment: Experiment) -> Experiment:
         attribution=attribution,
         evaluation=evaluation,
     )
+
+
+def _check_frozen(experiment: Experiment, kinds: Collection[str]) -> None:
+    """A base in int8 must stay as it is from the start of a run to its end."""
+    key = f"model.quantize: {experiment.model.quantize}"
+    if experiment.finetune is not None:
+        raise UserError(
+            f"{key} weights cannot be trained, and finetune trains them; fine-tune without it"
+            " (jaxunlearn finetune), and give what that exports as model.path and model.retrained"
+        )
+    if experiment.adapter is None:
+        raise UserError(
+            f"{key} weights cannot be trained; add an adapter section, or leave quantize out"
+        )
+    if experiment.requests is not None or "rounds" in kinds:
+        what = "reveal_release" if experiment.requests is None else "requests"
+        raise UserError(
+            f"{key} weights stay as they are, and {what} would merge one adapter after another into"
+            " them; leave quantize out"
+        )
+    asked = experiment.attribution
+    for name in FUNCTIONS if asked else ():
+        kind = getattr(asked, name).kind
+        if kind in GRADIENTS:
+            raise UserError(
+                f"attribution.{name}: {kind} takes gradients of all weights, which"
+                f" {experiment.model.quantize} ones have not; take another kind, or leave"
+                " model.quantize out"
+            )
 
 
 def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:
@@ -268,4 +300,4 @@ def _judge(experiment: Experiment) -> LanguageModel | None:
     """The config's start model, if one is needed; None: each model judges itself."""
     path = experiment.model.path
     needed = path is not None and suite.needs_judge(experiment.evaluation)
-    return computed(load_model(path), experiment.model) if needed else None
+    return loaded(path, experiment.model) if needed else None

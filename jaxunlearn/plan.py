@@ -240,7 +240,7 @@ def _job(
     rows = {group: shapes(group, table) for group, table in tables.items()}
     return Job(
         label, model.config, dtype, objective, hyper, training, adapter, rows, width, slots,
-        experiment.seed,
+        experiment.seed, experiment.model.quantize,
     )  # fmt: skip
 
 

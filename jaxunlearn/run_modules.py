@@ -13,6 +13,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import labels
 from jaxunlearn.methods.orthogonality import delta_cosine
 from jaxunlearn.models.adapter_algebra import inner_products
+from jaxunlearn.models.checkpoint_hf import Quantize
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.lora import Adapter
@@ -27,6 +28,8 @@ class RunModules:
     base: str | Path
     """Folder or Hub id of the target, the model before any of them."""
     store: ModuleStore
+    quantize: Quantize | None = None
+    """How the run held that model."""
 
     def weights(self, changes: Mapping[str, float]) -> dict[str, float]:
         """Name to weight of every module, in their order, some of them changed.
@@ -46,7 +49,7 @@ class RunModules:
         """
         used = {name: weight for name, weight in weights.items() if weight != 0}
         parts = [(weight, self.store.adapter(name)) for name, weight in used.items()]
-        return composed(load_model(self.base), parts)
+        return composed(load_model(self.base, quantize=self.quantize), parts)
 
     def some(self, names: Iterable[str]) -> LanguageModel:
         """The target with these modules only, at their own weights.
@@ -89,7 +92,7 @@ def open_run(run: str | Path, method: str | None = None) -> RunModules:
         return RunModules(run, run / "target", store)
     if experiment.finetune is not None or experiment.model.path is None:
         raise UserError(f"{run / 'target'}: is gone, and its modules cannot be used without it")
-    return RunModules(run, experiment.model.path, store)
+    return RunModules(run, experiment.model.path, store, experiment.model.quantize)
 
 
 def listing(modules: RunModules) -> list[dict[str, Any]]:

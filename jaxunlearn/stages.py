@@ -33,10 +33,9 @@ from jaxunlearn.evaluation.suite import Evaluation
 from jaxunlearn.methods import registry
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.models.loading import load_model
 from jaxunlearn.models.lora import Adapter
 from jaxunlearn.models.peft_adapter import export_adapter
-from jaxunlearn.models.starting import attention_note, base_model, computed
+from jaxunlearn.models.starting import attention_note, base_model, loaded
 from jaxunlearn.modules import Module, ModuleStore, modules_folder
 from jaxunlearn.progress import Bars
 from jaxunlearn.release import preparing
@@ -110,7 +109,7 @@ class Stages:
     def retrained(self) -> LanguageModel | None:
         """The reference that never saw the forget rows: given, trained, or None."""
         if self.experiment.model.retrained is not None:
-            return computed(load_model(self.experiment.model.retrained), self.experiment.model)
+            return loaded(self.experiment.model.retrained, self.experiment.model)
         if self.experiment.finetune is None or not self.experiment.retrain:
             return None
         kept = list(range(len(self.data.forget), len(self._all_rows())))

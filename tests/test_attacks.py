@@ -24,6 +24,7 @@ from jaxunlearn.evaluation.answering import Answers
 from jaxunlearn.evaluation.quantize import FORMATS, quantised
 from jaxunlearn.evaluation.robustness import quantisation_robustness, relearning_robustness
 from jaxunlearn.progress import Bars
+from tests.models.test_int8 import in_int8
 
 SMALL = {
     "data": {"people": 6, "forget_people": 2},
@@ -72,6 +73,15 @@ def says(monkeypatch, answer):
     # Of the attacks alone: the measuring of the plain prompt goes on as it is.
     monkeypatch.setattr(prompts, "answer_texts", answer_texts)
     return asked
+
+
+def test_relearning_trains_the_floats_of_a_model_in_int8(case, tiny):
+    start = case(steps=2, learning_rate=3e-3)
+    inside, plain = (
+        weights.relearn(dataclasses.replace(start, model=model))[-1]["probability"]["value"]
+        for model in (in_int8(tiny), in_int8(tiny).plain())
+    )
+    assert inside == plain
 
 
 def test_relearning_teaches_a_model_that_knows_nothing(case):

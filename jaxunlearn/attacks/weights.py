@@ -61,7 +61,7 @@ def _tuned(case: Case, rows: Sequence[Row]) -> list[Measured]:
         return point["probability"]["value"]
 
     train(
-        case.model,
+        case.model.plain(),
         {"train": encoded.table},
         {"train": schedule},
         registry.FINETUNE,

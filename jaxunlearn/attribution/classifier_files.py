@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -108,8 +109,8 @@ def _tensors(classifier: Classifier) -> dict[str, np.ndarray]:
 
 
 def _hash_of_base(params: Mapping[str, Any]) -> str:
-    flat = flatten_dict(dict(params))
-    return _hash({}, {"/".join(path): leaf for path, leaf in flat.items()})
+    flat = jax.tree.leaves_with_path(dict(params))
+    return _hash({}, {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in flat})
 
 
 def _hash(settings: Mapping[str, Any], leaves: Mapping[str, Any]) -> str:

@@ -18,7 +18,8 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.loading import load_model
 
-_GRADIENTS = {"tracin": "dot", "tracin_cosine": "cosine", "trak": "trak"}
+GRADIENTS = {"tracin": "dot", "tracin_cosine": "cosine", "trak": "trak"}
+"""Kinds by gradients of all weights, as `gradients.fit` calls them."""
 
 
 def fitted(
@@ -41,9 +42,9 @@ def fitted(
         return overlap.fit(responses, seed=seed)
     if settings.kind == "watermark":
         return watermark.fit(model.tokenizer, model.config.vocab_size, responses, seed=seed)
-    if settings.kind in _GRADIENTS:
+    if settings.kind in GRADIENTS:
         return gradients.fit(
-            [model], responses, kind=_GRADIENTS[settings.kind], dim=settings.dimension, seed=seed
+            [model], responses, kind=GRADIENTS[settings.kind], dim=settings.dimension, seed=seed
         )
     shown = with_noise(responses, settings.label_noise, seed=seed)
     if settings.kind == "encoder":

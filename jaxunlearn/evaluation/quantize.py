@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxunlearn.models.int8 import is_layer_kernel
 from jaxunlearn.models.language_model import LanguageModel
 
 NF4_LEVELS = (
@@ -59,7 +60,7 @@ FORMATS: Mapping[str, Format] = {
 
 def quantised(model: LanguageModel, chosen: Format) -> LanguageModel:
     """The model as it would compute with quantised weights; an adapter is merged before."""
-    model = model.merged()
+    model = model.plain()
     return dataclasses.replace(model, params=quantise_params(model.params, chosen))
 
 
@@ -72,7 +73,7 @@ def quantise_params(params: Mapping[str, Any], chosen: Format) -> dict[str, Any]
     """
     flat = flatten_dict(dict(params))
     for path, leaf in flat.items():
-        if path[0] == "layers" and path[-1] == "kernel":
+        if is_layer_kernel(path):
             flat[path] = quantise(leaf, chosen)
     return unflatten_dict(flat)
 

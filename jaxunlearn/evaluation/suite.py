@@ -22,6 +22,7 @@ from jaxunlearn.evaluation.open_unlearning_logs import Log
 from jaxunlearn.evaluation.results import Results, Scores, Table
 from jaxunlearn.evaluation.statistics import STATISTICS, Statistic
 from jaxunlearn.models.generate import Sampling
+from jaxunlearn.models.int8 import with_float_kernels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.placement import spread_model
 
@@ -316,8 +317,10 @@ class _Work:
             return {}
         encoded, model = self._encode(self.model, distinct), self.model
         theirs = self.config.compat == "open-unlearning"
+        # Gradients are of floats, also those of kernels in int8.
+        params = with_float_kernels(model.params) if model.adapter is None else model.params
         norms = gradient_norm_score(
-            model.config, model.params, encoded.table, lora=model.lora, by_tensor=theirs
+            model.config, params, encoded.table, lora=model.lora, by_tensor=theirs
         )
         return {distinct[index]: float(norms[row]) for row, index in enumerate(encoded.kept)}
 

@@ -4,7 +4,7 @@ import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.models.families import Family, family_of, read_config
 from jaxunlearn.models.folders import new_folder, read_json, write_json
 from jaxunlearn.models.hf_config import portable
+from jaxunlearn.models.int8 import Int8, is_layer_kernel, to_int8
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.tensor_files import DTYPES, Header, TensorFolder, write_tensors
 from jaxunlearn.models.weights import Weight, named_tensors
@@ -23,6 +24,7 @@ from jaxunlearn.models.weights import Weight, named_tensors
 SHARD_BYTES = 5 * 10**9
 Placement = Callable[[tuple[str, ...], tuple[int, ...]], jax.sharding.Sharding]
 """Path and shape of a leaf of the params to where it lies."""
+Quantize = Literal["int8"]
 
 _TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt",
@@ -32,10 +34,15 @@ _HEADS = ("lm_head.weight", "embed_out.weight")
 
 
 def load_folder(
-    folder: Path, *, dtype: str | None = None, placement: Placement | None = None
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    placement: Placement | None = None,
+    quantize: Quantize | None = None,
 ) -> LanguageModel:
     """A model from its Hugging Face folder; see `loading.load_model`, which takes adapters too."""
-    return bare_model(folder, read_params(folder, dtype=dtype, placement=placement))
+    params = read_params(folder, dtype=dtype, placement=placement, quantize=quantize)
+    return bare_model(folder, params)
 
 
 def bare_model(folder: Path, params: Mapping[str, Any]) -> LanguageModel:
@@ -53,7 +60,11 @@ def bare_model(folder: Path, params: Mapping[str, Any]) -> LanguageModel:
 
 
 def read_params(
-    folder: Path, *, dtype: str | None = None, placement: Placement | None = None
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    placement: Placement | None = None,
+    quantize: Quantize | None = None,
 ) -> dict[str, Any]:
     """The params tree of a folder; every tensor of the files is used exactly once.
 
@@ -63,6 +74,7 @@ def read_params(
       folder: with config.json and safetensors.
       dtype: of the params; default: as in the file.
       placement: sharding of each leaf; default: all on the first device.
+      quantize: int8: the kernels of the layers are `Int8`, and never floats but on the host.
 
     Raises:
       UserError: no safetensors, unsupported model_type, a tensor that is missing, extra or of
@@ -78,7 +90,9 @@ def read_params(
             rows = names[weight.name]
             kept = DTYPES[files.headers[rows[0]].dtype]
             leaves = [
-                _Leaf(path, shape, jnp.dtype(dtype or kept), placement)
+                (_Int8Leaf if quantize and is_layer_kernel(path) else _Leaf)(
+                    path, shape, jnp.dtype(dtype or kept), placement
+                )
                 for path, shape in weight.leaf_shapes(config.num_layers)
             ]
             for layer, name in enumerate(rows):
@@ -96,10 +110,10 @@ def export_model(
     overwrite: bool = False,
     max_shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Writes an ordinary Hugging Face folder; an adapter is merged first.
+    """Writes an ordinary Hugging Face folder; an adapter is merged, int8 becomes floats.
 
     The folder appears complete or not at all: it is written beside its place and renamed. Beside
-    the params, one tensor at a time is in host memory.
+    the params, one tensor at a time is in memory.
 
     Args:
       model: what is written, each tensor in its own dtype.
@@ -111,7 +125,6 @@ def export_model(
     Raises:
       UserError: the folder is already there and `overwrite` is false.
     """
-    model = model.merged()
     flat = flatten_dict(dict(model.params))
     table = family_of(model.hf_config, "the model's config").weights(model.config)
     # Wide types first: no tensor then begins off its own alignment.
@@ -119,7 +132,7 @@ def export_model(
     headers = list(_headers(table, flat, model.config.num_layers))
     with new_folder(Path(folder), overwrite) as out:
         write_side_files(model, out)
-        tensors = (tensor for _, tensor in named_tensors(table, model.params))
+        tensors = (tensor for _, tensor in named_tensors(table, model.params, model.lora))
         write_tensors(out, headers, tensors, max_shard_bytes)
         if card:
             (out / "README.md").write_text(card, encoding="utf-8")
@@ -269,6 +282,32 @@ class _Leaf:
 
     def _span(self, index: Sequence[slice]) -> tuple[tuple[int, int], ...]:
         return tuple(part.indices(size)[:2] for part, size in zip(index, self.shape, strict=True))
+
+
+class _Int8Leaf:
+    """The same of a stack of kernels, each of which is in int8 as soon as it is read."""
+
+    def __init__(
+        self,
+        path: tuple[str, ...],
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        placement: Placement | None,
+    ):
+        self.path, self.dtype = path, dtype
+        scales = (*shape[:-2], 1, shape[-1])
+        self.values = _Leaf((*path, "values"), shape, jnp.dtype("int8"), placement)
+        self.scale = _Leaf((*path, "scale"), scales, jnp.dtype("float32"), placement)
+
+    def put(self, layer: int, part: np.ndarray) -> None:
+        """Fills in one layer."""
+        kernel = to_int8(part.astype(self.dtype, copy=False))
+        self.values.put(layer, kernel.values)
+        self.scale.put(layer, kernel.scale)
+
+    def array(self) -> Int8:
+        """The kernels on their devices."""
+        return Int8(self.values.array(), self.scale.array(), str(self.dtype))
 
 
 def _slices(span: Sequence[tuple[int, int]]) -> tuple[slice, ...]:

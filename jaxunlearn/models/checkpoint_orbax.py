@@ -21,14 +21,15 @@ def is_orbax(folder: Path) -> bool:
 
 
 def save(model: LanguageModel, folder: Path) -> None:
-    """Writes a model; an adapter is merged first. The folder appears complete or not at all.
+    """Writes a model, an adapter merged and int8 made floats. The folder appears complete or not
+    at all.
 
     Raises:
       UserError: the folder is already there.
     """
     import orbax.checkpoint as ocp
 
-    model = model.merged()
+    model = model.plain()
     with new_folder(folder, overwrite=False) as out:
         write_side_files(model, out)
         with ocp.StandardCheckpointer() as checkpointer:

@@ -8,12 +8,14 @@ from typing import Any
 from jaxunlearn.data import tokens
 from jaxunlearn.errors import UserError
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.int8 import with_float_kernels
 from jaxunlearn.models.lora import Adapter, merge
 
 
 @dataclass(frozen=True)
 class LanguageModel:
-    """A model and its tokenizer; `params` is the plain nested dict that the decoder takes."""
+    """A model and its tokenizer; `params` is the nested dict that the decoder takes, of arrays, and
+    of `Int8` kernels if it was loaded so."""
 
     config: DecoderConfig
     params: Mapping[str, Any]
@@ -32,11 +34,17 @@ class LanguageModel:
         return self.adapter and self.adapter.scaled
 
     def merged(self) -> "LanguageModel":
-        """The same model with its adapter, if any, merged into the kernels."""
+        """The same model with its adapter, if any, merged into the kernels that it adapts; these
+        become floats."""
         if self.adapter is None:
             return self
         fields = {**self.__dict__, "params": merge(self.params, self.lora), "adapter": None}
         return LanguageModel(**fields)
+
+    def plain(self) -> "LanguageModel":
+        """The same model with its adapter merged and all kernels as floats."""
+        fields = {**self.merged().__dict__}
+        return LanguageModel(**{**fields, "params": with_float_kernels(fields["params"])})
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
+from jaxunlearn.models.int8 import Int8, is_layer_kernel
 from jaxunlearn.models.parameter_patterns import matching_layers
 
 Tree = Mapping[str, Any]
@@ -47,11 +48,7 @@ def init(params: Tree, rank: int, *, key: jax.Array, targets: str | None = None)
     Raises:
       UserError: `targets` is no regular expression, or matches nothing.
     """
-    kernels = {
-        path: leaf
-        for path, leaf in flatten_dict(params).items()
-        if path[0] == "layers" and path[-1] == "kernel"
-    }
+    kernels = {path: leaf for path, leaf in flatten_dict(params).items() if is_layer_kernel(path)}
     chosen = matching_layers(kernels, targets, "adapter.targets")
     factors = {}
     for path, subkey in zip(sorted(kernels), jax.random.split(key, len(kernels)), strict=True):
@@ -76,14 +73,19 @@ def scale(factors: Tree, by: float | jax.Array) -> Tree:
 def merge(params: Tree, scaled_factors: Tree) -> Tree:
     """Params with kernel + a @ b in place of every adapted kernel.
 
-    The sum is computed in float32 and rounded once, to the dtype of the kernel.
+    The sum is computed in float32 and rounded once, to the dtype of the kernel; one in int8 becomes
+    floats of the dtype that it had before.
     """
     merged, flat = dict(flatten_dict(params)), flatten_dict(scaled_factors)
     for path in {path[:-1] for path in flat}:
         kernel = merged[(*path, "kernel")]
-        delta = product(flat[(*path, "a")], flat[(*path, "b")])
-        merged[(*path, "kernel")] = (wide(kernel) + delta).astype(kernel.dtype)
+        merged[(*path, "kernel")] = added(kernel, flat[(*path, "a")], flat[(*path, "b")])
     return unflatten_dict(merged)
+
+
+def added(kernel: jax.Array | Int8, a: jax.Array, b: jax.Array) -> jax.Array:
+    """kernel + a @ b, as `merge` computes it."""
+    return (wide(kernel) + product(a, b)).astype(kernel.dtype)
 
 
 def product(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -91,6 +93,6 @@ def product(a: jax.Array, b: jax.Array) -> jax.Array:
     return jnp.matmul(wide(a), wide(b), precision=jax.lax.Precision.HIGHEST)
 
 
-def wide(x: jax.Array) -> jax.Array:
+def wide(x: jax.Array | Int8) -> jax.Array:
     """The array in float32, or in float64 if it is that already."""
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -13,7 +13,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.models.checkpoint_hf import Placement, load_folder, write_tokenizer
+from jaxunlearn.models.checkpoint_hf import Placement, Quantize, load_folder, write_tokenizer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.families import family_of, read_config
 from jaxunlearn.models.folders import new_folder, read_json, write_json
@@ -37,7 +37,11 @@ _REFUSED_STARTS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 def load_adapter(
-    folder: Path, *, dtype: str | None = None, placement: Placement | None = None
+    folder: Path,
+    *,
+    dtype: str | None = None,
+    placement: Placement | None = None,
+    quantize: Quantize | None = None,
 ) -> LanguageModel:
     """A PEFT LoRA folder, on its base.
 
@@ -48,6 +52,7 @@ def load_adapter(
       folder: with adapter_config.json and adapter_model.safetensors.
       dtype: of the base's params; see `loading.load_model`.
       placement: of the base's params; see `loading.load_model`.
+      quantize: the base; see `loading.load_model`.
 
     Raises:
       UserError: another kind of adapter, an option that is not supported, a tensor that is missing
@@ -59,7 +64,8 @@ def load_adapter(
         raise UserError(f"{where}: the base {source} is an adapter itself; merge that one first")
     # First the small files: their faults show before the base is read.
     adapter = read_adapter(folder, read_json(source / "config.json"))
-    return replace(load_folder(source, dtype=dtype, placement=placement), adapter=adapter)
+    base = load_folder(source, dtype=dtype, placement=placement, quantize=quantize)
+    return replace(base, adapter=adapter)
 
 
 def base_folder(path: str | Path) -> Path:

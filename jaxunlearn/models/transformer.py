@@ -22,6 +22,7 @@ import numpy as np
 from jaxunlearn.models.attention import attend, attend_fused, attend_in_parts
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
+from jaxunlearn.models.int8 import matmul
 from jaxunlearn.models.on_mesh import by_rows
 from jaxunlearn.models.rope import Rotary, rotary_table, rotate
 
@@ -298,7 +299,7 @@ class Projection(nn.Module):
         # One matrix of rows: XLA's CPU backend computes the kernel gradient of a product with two
         # leading axes two to three times slower than that of a plain one.
         rows = x.reshape(-1, x.shape[-1])
-        y = rows @ kernel.astype(self.dtype)
+        y = matmul(rows, kernel, self.dtype)
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
             y = y + bias.astype(self.dtype)[None]

@@ -12,6 +12,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.lora import added
 from jaxunlearn.models.placement import fetch
 
 Path = tuple[str, ...]
@@ -90,20 +91,29 @@ class Weight:
 
 
 def named_tensors(
-    weights: Sequence[Weight], params: Mapping[str, Any]
+    weights: Sequence[Weight], params: Mapping[str, Any], factors: Mapping[str, Any] | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """The params tensor by tensor, under the file's names and in the file's layout.
 
-    One tensor at a time is copied to the host.
+    One tensor at a time is merged with its adapter's factors, if there are some, made floats of if
+    it is in int8, and copied to the host.
     """
-    flat = flatten_dict(dict(params))
+    flat, adapted = flatten_dict(dict(params)), flatten_dict(dict(factors or {}))
+
+    def of_layer(path: Path, layer: int) -> Any:
+        leaf = flat[path][layer]
+        pair = [adapted.get((*path[:-1], name)) for name in "ab"]
+        if path[-1] == "kernel" and pair[0] is not None:
+            return added(leaf, *(factor[layer] for factor in pair))
+        return leaf.astype(leaf.dtype)
+
     for weight in weights:
-        leaves = [flat[path] for path, _ in weight.parts]
+        paths = [path for path, _ in weight.parts]
         if not weight.stacked:
-            yield weight.name, weight.join(fetch(leaves))
+            yield weight.name, weight.join(fetch([flat[path] for path in paths]))
             continue
-        for layer, name in enumerate(weight.names(leaves[0].shape[0])):
-            yield name, weight.join(fetch([leaf[layer] for leaf in leaves]))
+        for layer, name in enumerate(weight.names(flat[paths[0]].shape[0])):
+            yield name, weight.join(fetch([of_layer(path, layer) for path in paths]))
 
 
 def linear(

@@ -17,8 +17,9 @@ from jax.extend.core import Jaxpr, Literal, Var
 
 from jaxunlearn.config import AdapterConfig, TrainingConfig
 from jaxunlearn.methods.registry import Objective
-from jaxunlearn.models import head, transformer
+from jaxunlearn.models import head, lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.int8 import with_int8_kernels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.on_mesh import ROWS
 from jaxunlearn.training.loop import prepare, traced_numbers
@@ -53,6 +54,8 @@ class Job:
     slots: Mapping[str, int]
     """Rows of each group in one batch."""
     seed: int = 0
+    quantize: str | None = None
+    """How the layers' kernels are held; None: in their dtype."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,10 @@ class Footprint:
 
 def footprint(job: Job, sizes: Sizes) -> Footprint:
     """The bytes of a training on each device of a mesh with these axes."""
-    state, frozen, params = _shapes(job, job.config)
+    state, frozen, params, reinforced = _shapes(job, job.config)
     held = {**frozen, "rest": _not_held(params, frozen)}
     if job.objective.needs("reinforced_logits"):
-        held["reinforced"] = params
+        held["reinforced"] = reinforced
     trained = _bytes(state.trainable, sizes)
     passes = job.training.micro_batches
     blocks = math.prod(sizes[name] for name in ROWS) * passes
@@ -104,12 +107,15 @@ def footprint(job: Job, sizes: Sizes) -> Footprint:
 
 
 @cache
-def _shapes(job: Job, config: DecoderConfig) -> tuple[TrainState, Tree, Tree]:
-    """State, frozen parameters and start parameters of a training, as shapes."""
+def _shapes(job: Job, config: DecoderConfig) -> tuple[TrainState, Tree, Tree, Tree]:
+    """State, frozen parameters and start parameters of a training, as shapes; and the parameters of
+    a model that is trained beforehand."""
 
     def make() -> Tree:
         params = transformer.init_params(config, jax.random.key(0))
         params = jax.tree.map(lambda x: x.astype(job.dtype), params)
+        if job.quantize is not None:
+            params = with_int8_kernels(params)
         _, trainable, frozen, _ = prepare(
             LanguageModel(config, params),
             job.objective,
@@ -119,7 +125,8 @@ def _shapes(job: Job, config: DecoderConfig) -> tuple[TrainState, Tree, Tree]:
             job.adapter,
             job.seed,
         )
-        return init_state(trainable, optimizer=job.training.optimizer), frozen, params
+        reinforced = lora.merge(params, trainable["lora"]) if job.adapter else params
+        return init_state(trainable, optimizer=job.training.optimizer), frozen, params, reinforced
 
     return jax.eval_shape(make)
 
@@ -197,9 +204,9 @@ def _residuals(job: Job, config: DecoderConfig, blocks: int) -> Iterator[Var]:
     """What the traced forward pass hands to the backward pass, each array once; arguments of the
     step, such as parameters, are not among them."""
     spec = StepSpec(config, job.objective)
-    state, frozen, params = _shapes(job, config)
+    state, frozen, _, reinforced = _shapes(job, config)
     if job.objective.needs("reinforced_logits"):
-        frozen = {**frozen, "reinforced": params}
+        frozen = {**frozen, "reinforced": reinforced}
     batch = {}
     for group, table in job.tables.items():
         shape = (-(-job.slots[group] // blocks), job.width)

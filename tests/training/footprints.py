@@ -13,6 +13,7 @@ from jaxunlearn.config import AdapterConfig, MethodConfig, TrainingConfig
 from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.models.int8 import with_int8_kernels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training.footprint import Job, footprint
 from jaxunlearn.training.loop import prepare, referenced
@@ -35,6 +36,7 @@ JOBS = {
     "full grad_diff": ("grad_diff", None, (1, 8, 1)),
     "lora npo": ("npo", AdapterConfig(rank=8), (8, 1, 1)),
     "full npo": ("npo", None, (2, 2, 2)),
+    "lora npo, int8": ("npo", AdapterConfig(rank=8), (2, 2, 2), {"quantize": "int8"}),
 }
 
 
@@ -76,7 +78,8 @@ def on_device(tree):
 def compiled(job, shape):
     """Bytes of what is placed, by kind, and those of the compiled step."""
     layout = Layout(jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3))
-    model = LanguageModel(job.config, transformer.init_params(job.config, jax.random.key(0)))
+    params = transformer.init_params(job.config, jax.random.key(0))
+    model = LanguageModel(job.config, params if job.quantize is None else with_int8_kernels(params))
     spec, trainable, frozen, numbers = prepare(
         layout.placed(model), job.objective, job.hyper, job.training, 1, job.adapter, 0, layout
     )
@@ -97,8 +100,8 @@ def compiled(job, shape):
 
 def main():
     found = {}
-    for name, (method, adapter, shape) in JOBS.items():
-        job = job_of(method, adapter)
+    for name, (method, adapter, shape, *changes) in JOBS.items():
+        job = job_of(method, adapter, **dict(*changes))
         predicted = footprint(job, dict(zip(AXES, shape, strict=True)))
         found[name] = {
             "predicted": dataclasses.asdict(predicted),

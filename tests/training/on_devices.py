@@ -1,5 +1,6 @@
 """Trains on one device and on eight in every layout, for test_parallel; prints what it finds."""
 
+import dataclasses
 import json
 import sys
 
@@ -13,6 +14,7 @@ from jaxunlearn.data import sampling, synthetic, tokens
 from jaxunlearn.methods import registry
 from jaxunlearn.models import transformer
 from jaxunlearn.models.families import read_config
+from jaxunlearn.models.int8 import with_int8_kernels
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training.loop import train
 from jaxunlearn.training.parallel import ONE_DEVICE, layout_of
@@ -38,6 +40,7 @@ FEWER = {
     "kl, one layer": ("kl", {}, None, {"train_only": "layers/1/mlp"}, ("mixed",)),
     "muon": ("grad_diff", {}, None, {"optimizer": "muon"}, ("fsdp",)),
     "sophia": ("grad_diff", {}, None, {"optimizer": "sophia"}, ("data",)),
+    "lora npo beside int8": ("npo", {}, ADAPTER, {}, ("mixed",)),
 }
 """With the layouts that each is tried in."""
 
@@ -64,6 +67,10 @@ def build():
     }
     tables = dict(zip(tables, tokens.same_width(*tables.values()), strict=True))
     return model, tables
+
+
+def in_int8(model):
+    return dataclasses.replace(model, params=with_int8_kernels(dict(model.params)))
 
 
 def trained(model, tables, case, layout, steps=20, **options):
@@ -112,7 +119,8 @@ def distances(ours, theirs):
 
 def shares(tree, devices=8):
     """Leaf to the share of it that a device holds."""
-    flat = flatten_dict(dict(tree), sep="/")
+    flat = jax.tree.leaves_with_path(dict(tree))
+    flat = {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in flat}
     return {k: x.addressable_shards[0].data.size / x.size for k, x in flat.items()}
 
 
@@ -128,17 +136,18 @@ def main():
     model, tables = build()
     found = {"devices": jax.device_count(), "distances": {}, "shares": {}, "moved": {}}
     for name, case in {**CASES, **FEWER}.items():
-        one = trained(model, tables, case, ONE_DEVICE)
+        start = in_int8(model) if "int8" in name else model
+        one = trained(start, tables, case, ONE_DEVICE)
         if case[2] is None:
             found["moved"][name] = moved(model, one[2])
         for kind, parallel in LAYOUTS.items():
             if name in FEWER and kind not in FEWER[name][-1]:
                 continue
-            eight = trained(model, tables, case, layout_of(parallel))
+            eight = trained(start, tables, case, layout_of(parallel))
             found["distances"][f"{name}, {kind}"] = distances(eight, one)
             print(name, kind, *distances(eight, one), file=sys.stderr, flush=True)
-            if name == "grad_diff":
-                found["shares"][kind] = shares(eight[2].params)
+            if name in ("grad_diff", "lora npo beside int8"):
+                found["shares"][f"{name}, {kind}"] = shares(eight[2].params)
     print(json.dumps(found))
 
 

@@ -56,6 +56,7 @@ def test_eight_devices_train_what_one_does(eight, method, layout):
         "kl, one layer, mixed",
         "muon, fsdp",
         "sophia, data",
+        "lora npo beside int8, mixed",
     ],
 )
 def test_so_do_other_steps(eight, case):
@@ -73,9 +74,12 @@ def test_there_was_something_to_train(eight):
 def test_devices_hold_their_share(eight):
     kernel = "layers/mlp/up/kernel"
     whole = {"data": 1, "fsdp": 1 / 8, "tensor": 1 / 8, "mixed": 1 / 4, "pmap": 1}
-    assert {name: shares[kernel] for name, shares in eight["shares"].items()} == whole
-    assert eight["shares"]["mixed"]["embed/embedding"] == 1 / 4
-    assert eight["shares"]["fsdp"]["final_norm/scale"] == 1
+    found = {name: eight["shares"][f"grad_diff, {name}"] for name in LAYOUTS}
+    assert {name: shares[kernel] for name, shares in found.items()} == whole
+    assert found["mixed"]["embed/embedding"] == 1 / 4
+    assert found["fsdp"]["final_norm/scale"] == 1
+    int8 = eight["shares"]["lora npo beside int8, mixed"]
+    assert (int8[f"{kernel}/values"], int8[f"{kernel}/scale"]) == (1 / 4, 1 / 2)
 
 
 @pytest.mark.parametrize(
@@ -84,6 +88,10 @@ def test_devices_hold_their_share(eight):
         ("params/embed/embedding", (64, 32), P("tensor", "fsdp")),
         ("params/layers/attention/q/kernel", (2, 32, 32), P(None, "fsdp", "tensor")),
         ("lora/layers/mlp/down/a", (2, 48, 4), P(None, "tensor", None)),
+        ("params/layers/mlp/up/kernel/values", (2, 32, 48), P(None, "fsdp", "tensor")),
+        ("params/layers/mlp/up/kernel/scale", (2, 1, 48), P(None, None, "tensor")),
+        ("params/layers/mlp/down/kernel/values", (2, 48, 32), P(None, "tensor", "fsdp")),
+        ("params/layers/mlp/down/kernel/scale", (2, 1, 32), P(None, None, "fsdp")),
         ("opt_state/mu/params/layers/mlp/down/kernel", (2, 48, 32), P(None, "tensor", "fsdp")),
         ("layers/attention/q_norm/scale", (2, 8), P(None, None)),
         ("forget/tokens", (9, 32), P(None, None)),
