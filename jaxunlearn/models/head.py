@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.models.on_mesh import shares
+from jaxunlearn.models.on_mesh import APART, ROWS, VOCABULARY, laid, shares
 
 MOST_LOGITS = 2**27  # that `in_parts` lets a function hold at once on a device: 512 MB
 
@@ -38,11 +38,19 @@ def head_log_probs(
     temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
     """log p(target) at every position [B, T], in parts along T where the logits would be large;
-    p is of logits divided by the temperature."""
+    p is of logits divided by the temperature.
+
+    On a mesh that divides V, no device holds the whole kernel, nor its gradient: rows go to the
+    devices that share it, each of which has some columns of their logits.
+    """
+    parted = kernel_DV.shape[1] % shares(VOCABULARY) == 0
+    rows, columns = (APART, VOCABULARY) if parted else (ROWS, ())
 
     def of_part(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel_DV, softcap)
-        logits_XV = logits_XV / temperature
+        hidden, targets = laid(hidden, rows), laid(targets, rows)
+        kernel = laid(kernel_DV, (), columns) if parted else kernel_DV
+        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel, softcap)
+        logits_XV = laid(logits_XV / temperature, rows, columns)
         return _target_log_probs(logits_XV, targets.reshape(-1)).reshape(targets.shape)
 
     return in_parts(of_part, hidden_BTD, targets_BT, logits=kernel_DV.shape[1])
