@@ -8,13 +8,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.models.on_mesh import APART, ROWS, VOCABULARY, laid, shares
+from jaxunlearn.models.on_mesh import APART, VOCABULARY, laid, shares
 
 MOST_LOGITS = 2**27  # that `in_parts` lets a function hold at once on a device: 512 MB
 
 
 def head_logits(hidden: jax.Array, kernel_DV: jax.Array, softcap: float | None = None) -> jax.Array:
-    """Logits of hidden states [..., D], float32 [..., V]; the soft-cap keeps them within +-cap."""
+    """Logits of hidden states [..., D], float32 [..., V]; the soft-cap keeps them within +-cap.
+
+    On a mesh that divides V no device holds the whole kernel, nor its gradient: rows go to the
+    devices that share it, each of which has some columns of their logits.
+    """
+    if kernel_DV.shape[1] % shares(VOCABULARY) == 0:
+        hidden, kernel_DV = laid(hidden, APART), laid(kernel_DV, (), VOCABULARY)
     logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 
@@ -38,19 +44,11 @@ def head_log_probs(
     temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
     """log p(target) at every position [B, T], in parts along T where the logits would be large;
-    p is of logits divided by the temperature.
-
-    On a mesh that divides V, no device holds the whole kernel, nor its gradient: rows go to the
-    devices that share it, each of which has some columns of their logits.
-    """
-    parted = kernel_DV.shape[1] % shares(VOCABULARY) == 0
-    rows, columns = (APART, VOCABULARY) if parted else (ROWS, ())
+    p is of logits divided by the temperature."""
 
     def of_part(hidden: jax.Array, targets: jax.Array) -> jax.Array:
-        hidden, targets = laid(hidden, rows), laid(targets, rows)
-        kernel = laid(kernel_DV, (), columns) if parted else kernel_DV
-        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel, softcap)
-        logits_XV = laid(logits_XV / temperature, rows, columns)
+        logits_XV = head_logits(hidden.reshape(-1, hidden.shape[-1]), kernel_DV, softcap)
+        logits_XV = logits_XV / temperature
         return _target_log_probs(logits_XV, targets.reshape(-1)).reshape(targets.shape)
 
     return in_parts(of_part, hidden_BTD, targets_BT, logits=kernel_DV.shape[1])
