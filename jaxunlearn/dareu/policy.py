@@ -11,8 +11,7 @@ Reference: Lu et al., De-attribute to forget for LLM unlearning (DareU), arXiv 2
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -137,13 +136,8 @@ def iterate(
       its last update loss, policy_loss, distill_loss, value_loss, grad_norm, and those of
       `ratio_diagnostics`. learning_rate is that of the last update too.
     """
-    rest = (prompts, retain, chosen, refresh, numbers)
-    if not spec.layout.mapped:
-        with spec.layout.known():
-            return iterate_in_jit(spec, state, frozen, attributors, *rest)
-    blocks = {group: rows.reshape(spec.layout.shards, -1) for group, rows in chosen.items()}
-    rest = (prompts, retain, blocks, refresh, numbers)
-    return iterate_in_pmap(spec)(state, frozen, attributors, *rest)
+    before = (state, frozen, attributors, prompts, retain)
+    return spec.layout.run(iterate_in_jit, spec, before, chosen, (refresh, numbers))
 
 
 def _iterate(
@@ -217,19 +211,6 @@ def _iterate(
 
 
 iterate_in_jit = jax.jit(_iterate, static_argnames="spec", donate_argnames="state")
-
-
-@functools.lru_cache
-def iterate_in_pmap(spec: PolicySpec) -> Callable[..., tuple[PolicyState, Metrics]]:
-    """The iteration as a program for each device, whose share of `chosen` is [devices, b]."""
-    return jax.pmap(
-        partial(_iterate, spec),
-        axis_name=spec.layout.mesh.axis_names[0],
-        in_axes=(None, None, None, None, None, 0, None, None),
-        out_axes=None,
-        donate_argnums=0,
-        devices=list(spec.layout.mesh.devices),
-    )
 
 
 def advantages(
