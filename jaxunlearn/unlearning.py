@@ -31,8 +31,9 @@ from jaxunlearn.methods.orthogonality import Penalty
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, make_tables, max_length
 from jaxunlearn.training import diagnostics
+from jaxunlearn.training.batches import device_rows
 from jaxunlearn.training.diagnostics import GradientStatistics
-from jaxunlearn.training.loop import device_rows, prepare, train
+from jaxunlearn.training.loop import prepare, train
 from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.watching import Selection, Watch
 

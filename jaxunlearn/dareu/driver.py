@@ -18,9 +18,10 @@ from jaxunlearn.dareu.rollout import Prompts
 from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training import hosts
+from jaxunlearn.training.batches import padded_slots
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import checksum
-from jaxunlearn.training.loop import DivergedError, padded_slots, traced_numbers, trained_model
+from jaxunlearn.training.loop import DivergedError, traced_numbers, trained_model
 from jaxunlearn.training.parallel import ONE_DEVICE, Layout
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.trainable import split_params
