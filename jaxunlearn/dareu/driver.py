@@ -13,7 +13,8 @@ import numpy as np
 
 from jaxunlearn.attribution.responses import Attributor
 from jaxunlearn.config import AdapterConfig, TrainingConfig
-from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state, iterate
+from jaxunlearn.dareu.iteration import iterate
+from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state
 from jaxunlearn.dareu.rollout import Prompts
 from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.models.language_model import LanguageModel
