@@ -18,7 +18,7 @@ ORDER = [
     "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
     "modules", "release", "dareu", "attributing", "evaluating", "checking", "stages", "experiment",
     "plan", "run_modules", "shadows", "attacks",
-    "sweeping", "api", "harness", "commands", "commands_adapter",
+    "sweeping", "api", "harness", "commands_model", "commands", "commands_adapter",
     "compile_cache", "cli",
 ]  # fmt: skip
 
