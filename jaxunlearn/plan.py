@@ -22,7 +22,7 @@ from jaxunlearn.tables import encode_rows, make_tables, max_length
 from jaxunlearn.training.batches import referenced
 from jaxunlearn.training.footprint import Footprint, Job, Sizes, footprint
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.unlearning import batch_slots
+from jaxunlearn.unlearning_job import batch_slots
 
 MOST_DEVICES = 2**20
 _UNITS = {
