@@ -166,7 +166,7 @@ def steps(count: int, batch_size: int, length: int = 12, turns: int = 3) -> dict
     from jaxunlearn.reveal.theme import load_data
     from jaxunlearn.training.loop import train
     from jaxunlearn.training.together import Member, train_together
-    from jaxunlearn.unlearning import unlearning_job
+    from jaxunlearn.unlearning_job import unlearning_job
 
     with tempfile.TemporaryDirectory() as folder:
         config = Path(folder) / "config.yaml"
