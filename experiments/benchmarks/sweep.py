@@ -4,8 +4,8 @@
 
 NPO on a LoRA adapter of the quickstart's model: four learning rates, four betas, two seeds, each a
 whole run with evaluation, report and exported model. Each way is a command in a fresh process, one
-after another, with a compilation cache that is empty at first. Of the 32 separate processes only a few
-are started: the first, which fills the cache, counts once, the mean of the others 31 times.
+after another, with a compilation cache that is empty at first. Of the 32 separate processes only a
+few are started: the first, which fills the cache, counts once, the mean of the others 31 times.
 Wall-clock time counts other work on the machine, CPU time does not.
 
     python experiments/benchmarks/sweep.py --only steps
