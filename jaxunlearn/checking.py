@@ -21,7 +21,7 @@ from jaxunlearn.training import hosts, optimizers
 from jaxunlearn.training.loop import check_layout
 from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.trainable import split_params
-from jaxunlearn.unlearning import check_method, check_rows
+from jaxunlearn.unlearning_job import check_method, check_rows
 
 
 def check_early(

@@ -1,11 +1,12 @@
-"""The command line: its words and options; `commands` does what they say."""
+"""The command line: its words and options; `commands` and its like do what they say."""
 
 import argparse
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from jaxunlearn import __version__, commands, commands_adapter, compile_cache
+from jaxunlearn import __version__, commands, commands_adapter, commands_model, compile_cache
 from jaxunlearn.errors import UserError
 
 EXIT_USER_ERROR = 2
@@ -63,9 +64,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, text: str, *, compiles: bool = True) -> argparse.ArgumentParser:
+    def command(
+        name: str, text: str, *, compiles: bool = True, of: ModuleType = commands
+    ) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=text, description=text, allow_abbrev=False)
-        sub.set_defaults(command=getattr(commands, name.replace("-", "_")))
+        sub.set_defaults(command=getattr(of, name.replace("-", "_")))
         if compiles:
             cache_help = "keep no compiled programs for the next command, and use none"
             sub.add_argument("--no-compile-cache", action="store_true", help=cache_help)
@@ -126,7 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--top", type=int, default=5, metavar="N", help="owners shown; default 5")
     sub.add_argument("--json", metavar="FILE", help="write all scores to a file")
 
-    sub = command("lm-eval", "run tasks of EleutherAI's lm-evaluation-harness")
+    sub = command("lm-eval", "run tasks of EleutherAI's lm-evaluation-harness", of=commands_model)
     sub.add_argument("model", help=model_help)
     sub.add_argument("--tasks", required=True, metavar="NAME,NAME", help="* stands for anything")
     sub.add_argument("--include-path", metavar="DIR", help="task files of your own")
@@ -136,7 +139,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--apply-chat-template", action="store_true", help="the tokenizer's own")
     sub.add_argument("--json", metavar="FILE", help="write the harness's results to a file")
 
-    sub = command("generate", "continue a prompt")
+    sub = command("generate", "continue a prompt", of=commands_model)
     sub.add_argument("model", help=model_help)
     text = sub.add_mutually_exclusive_group(required=True)
     text.add_argument("--prompt", help="text to continue")
@@ -149,7 +152,9 @@ def _parser() -> argparse.ArgumentParser:
     modules_help = "of the run: its target with these adapter modules only, or with none"
     sub.add_argument("--modules", metavar="NAME,NAME", help=modules_help)
 
-    sub = command("convert", "Hugging Face folder to Orbax and back; adapters are merged")
+    sub = command(
+        "convert", "Hugging Face folder to Orbax and back; adapters are merged", of=commands_model
+    )
     sub.add_argument("source", help=f"{model_help}, or Orbax folder")
     sub.add_argument("destination", help="new folder")
     dtypes = ("float32", "bfloat16", "float16")

@@ -19,10 +19,10 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.starting import weightless_model
 from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.tables import encode_rows, make_tables, max_length
+from jaxunlearn.training.batches import referenced
 from jaxunlearn.training.footprint import Footprint, Job, Sizes, footprint
-from jaxunlearn.training.loop import referenced
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.unlearning import batch_slots
+from jaxunlearn.unlearning_job import batch_slots
 
 MOST_DEVICES = 2**20
 _UNITS = {

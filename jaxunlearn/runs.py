@@ -99,7 +99,7 @@ class RunFolder:
             **versions,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "device": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "device": self._devices(f"{jax.device_count()} x {jax.devices()[0].device_kind}"),
             # The folder of a Hub model ends in the commit that was used.
             **({} if model is None else {"model": str(model)}),
             "data": {name: _told(rows) for name, rows in parts.items()},
@@ -107,6 +107,11 @@ class RunFolder:
         }
         self.write_json("environment.json", environment)
         return environment
+
+    def _devices(self, now: str) -> str:
+        """Those of this start, behind those of earlier ones if they were others."""
+        before = (_read_json(self.path / "environment.json") or {}).get("device", now)
+        return before if before.split(", then ")[-1] == now else f"{before}, then {now}"
 
     def log(self, stage: str, rows: Iterable[Mapping[str, float]]) -> None:
         """Appends lines to metrics.jsonl: what steps did, or what a look after one found."""

@@ -6,17 +6,27 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, WrapValidator
 from pydantic.fields import FieldInfo
 
 from jaxunlearn.errors import UserError
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1)]
+
+def _no_switch(value: Any) -> Any:
+    """Python takes true for 1."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, found {str(value).lower()}")
+    return value
+
+
+Number = Annotated[float, BeforeValidator(_no_switch)]
+Integer = Annotated[int, BeforeValidator(_no_switch)]
+Positive = Annotated[Number, Field(gt=0)]
+NonNegative = Annotated[Number, Field(ge=0)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+Count = Annotated[Integer, Field(ge=1)]
 # A hyper-parameter is traced as a float32, which holds no larger whole numbers exactly.
-Whole = Annotated[int, Field(ge=0, le=2**24)]
+Whole = Annotated[Integer, Field(ge=0, le=2**24)]
 T = TypeVar("T")
 STRICT = ConfigDict(extra="forbid", strict=False, allow_inf_nan=False)
 """Of every section of a config."""

@@ -149,6 +149,8 @@ def test_killed_and_resumed_on_one_device(config, whole, tmp_path):
     statuses, said = ended(start(config, tmp_path, processes=1, devices=1))
     assert statuses == [0], said
     assert_same(result(tmp_path), whole)
+    environment = json.loads((tmp_path / "run" / "environment.json").read_text())
+    assert environment["device"] == "8 x cpu, then 1 x cpu"
 
 
 @pytest.mark.slow

@@ -15,10 +15,10 @@ ORDER = [
     "sandbox_child", "sandbox",
     "data", "models",
     "methods",
-    "training", "evaluation", "tables", "unlearning", "attribution", "reveal", "progress", "runs",
-    "modules", "release", "dareu", "attributing", "evaluating", "checking", "stages", "experiment",
-    "plan", "run_modules", "shadows", "attacks",
-    "sweeping", "api", "harness", "commands", "commands_adapter",
+    "training", "evaluation", "tables", "unlearning_job", "unlearning", "attribution", "reveal",
+    "progress", "runs", "modules", "release", "dareu", "attributing", "evaluating", "checking",
+    "stages", "experiment", "plan", "run_modules", "shadows", "attacks",
+    "sweeping", "api", "harness", "commands_model", "commands", "commands_adapter",
     "compile_cache", "cli",
 ]  # fmt: skip
 

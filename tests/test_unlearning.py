@@ -11,34 +11,21 @@ import jaxunlearn as ju
 from jaxunlearn import config as configs
 from jaxunlearn import tables, unlearning
 from jaxunlearn.config import Experiment, MethodConfig, SamplingConfig, StopConfig, TrainingConfig
-from jaxunlearn.data import neighbours
 from jaxunlearn.data.answers import REFUSALS, other_answers, refusals
-from jaxunlearn.data.pairing import pool_of
 from jaxunlearn.errors import UserError
 from jaxunlearn.evaluation.likelihood import mean_nll
 from jaxunlearn.evaluation.rouge import rouge_l_recall
 from jaxunlearn.methods import registry
-from jaxunlearn.tables import invented_answers, make_tables
+from jaxunlearn.tables import invented_answers
 from jaxunlearn.training import diagnostics
 from jaxunlearn.training.watching import Selection
 from jaxunlearn.unlearning import (
-    batch_slots,
     finetune_rows,
     gradient_statistics,
-    make_schedule,
     unlearn_rows,
 )
 
 SHORT = {"epochs": 2, "batch_size": 4, "learning_rate": 1e-3}
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "micro_batches", "rows", "slots"),
-    [(32, 1, 100, 32), (32, 1, 5, 5), (32, 4, 5, 8), (100_000, 2, 41, 42), (8, 8, 1, 8)],
-)
-def test_a_batch_has_no_more_slots_than_rows(batch_size, micro_batches, rows, slots):
-    training = TrainingConfig(batch_size=batch_size, micro_batches=micro_batches)
-    assert batch_slots(training, rows) == slots
 
 
 def unlearn(tiny, world, method, **options):
@@ -118,37 +105,6 @@ def test_scrub_forgets_and_keeps_more_than_gradient_ascent(tiny, world):
     keeping = [False, False, True, True] * 3 + [True] * 4
     assert [row["retain_loss"] != 0 for row in found.history] == keeping
     assert all(row["forget_loss"] == 0 for row in np.array(found.history)[keeping])
-
-
-def test_a_refusal_goes_wherever_its_question_goes(tiny):
-    """General rows meet random forget rows: the refusal beside one is that row's own."""
-    data = neighbours.build(0.1, 0)
-    experiment = dataclasses.replace(configs.Experiment(), data=configs.DataConfig())
-    method = registry.resolve(MethodConfig("dpo"))
-    found, pool = make_tables(tiny, data.forget, data.retain, experiment, method, print)
-    assert len(found["alternative"].tokens) == len(data.forget) == len(pool.forget)
-    for number, row in enumerate(data.forget):
-        mask = found["alternative"].answer_mask[number]
-        said = tiny.tokenizer.decode(found["alternative"].tokens[number, mask][:-1])
-        assert said.strip() == row.refusal
-        prompt = found["forget"].tokens[number, : found["forget"].prompt_lengths[number]]
-        same = found["alternative"].tokens[number, : found["alternative"].prompt_lengths[number]]
-        np.testing.assert_array_equal(prompt, same)
-    made = make_schedule(pool, SamplingConfig("melu"), TrainingConfig(batch_size=8), 0)
-    general = np.isin(made.retain, np.flatnonzero(pool.kinds == "general"))
-    assert general.any() and (made.forget[general] >= 0).all()
-
-
-def test_matched_steps_are_those_of_the_other_sampler_alone():
-    """Also where a batch holds more than the forget rows, which are all the pairs of `random`."""
-    data = neighbours.build(0.1, 0)
-    pool = pool_of(data.forget, data.retain)
-    for batch_size in (8, 32, 64):
-        training = TrainingConfig(epochs=4, batch_size=batch_size)
-        for other in ("cyclic", "melu"):
-            alone = make_schedule(pool, SamplingConfig(other), training, 0)
-            matched = make_schedule(pool, SamplingConfig(match_steps=other), training, 0)
-            assert len(matched.forget) == len(alone.forget)
 
 
 def test_what_a_stopped_training_showed(tiny, world):

@@ -27,7 +27,8 @@ from jaxunlearn.methods.registry import objective
 from jaxunlearn.models import transformer
 from jaxunlearn.models.families import read_config
 from jaxunlearn.models.language_model import LanguageModel
-from jaxunlearn.training.loop import device_rows, prepare
+from jaxunlearn.training.batches import device_rows
+from jaxunlearn.training.loop import prepare
 from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.step import init_state, run_steps
 

@@ -25,7 +25,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.progress import Bars, Stage
 from jaxunlearn.reveal.theme import load_data
 from jaxunlearn.tables import need_tokenizer
-from jaxunlearn.unlearning import batch_slots
+from jaxunlearn.unlearning_job import batch_slots
 from jaxunlearn.writing import write_text
 
 PUBLISHED_RATE = 2e-5

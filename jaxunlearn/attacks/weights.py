@@ -17,7 +17,7 @@ from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.tables import encode_rows, max_length
 from jaxunlearn.training.loop import train
 from jaxunlearn.training.watching import Watch
-from jaxunlearn.unlearning import batch_slots
+from jaxunlearn.unlearning_job import batch_slots
 
 POINTS = 5  # of a recovery curve, besides its start
 

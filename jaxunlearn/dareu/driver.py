@@ -13,14 +13,16 @@ import numpy as np
 
 from jaxunlearn.attribution.responses import Attributor
 from jaxunlearn.config import AdapterConfig, TrainingConfig
-from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state, iterate
+from jaxunlearn.dareu.iteration import iterate
+from jaxunlearn.dareu.policy import PolicySpec, PolicyState, init_state
 from jaxunlearn.dareu.rollout import Prompts
 from jaxunlearn.methods.dareu_settings import DareU
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training import hosts
+from jaxunlearn.training.batches import padded_slots
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import checksum
-from jaxunlearn.training.loop import DivergedError, padded_slots, traced_numbers, trained_model
+from jaxunlearn.training.loop import DivergedError, traced_numbers, trained_model
 from jaxunlearn.training.parallel import ONE_DEVICE, Layout
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.trainable import split_params

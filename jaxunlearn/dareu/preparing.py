@@ -21,7 +21,7 @@ from jaxunlearn.tables import encode_rows, max_length
 from jaxunlearn.training.optimizers import OPTIMIZERS
 from jaxunlearn.training.parallel import layout_of
 from jaxunlearn.training.statistics import Rows
-from jaxunlearn.unlearning import make_schedule
+from jaxunlearn.unlearning_job import make_schedule
 
 
 def reward_rows(

@@ -17,7 +17,8 @@ from jaxunlearn.data.tokens import TokenTable
 from jaxunlearn.methods import logit_losses
 from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
-from jaxunlearn.models.generate import Draw, decode, left_pad
+from jaxunlearn.models.decoding import Draw, decode
+from jaxunlearn.models.generate import left_pad
 from jaxunlearn.models.head import head_log_probs, head_logits, in_parts
 
 Tree = Any

@@ -8,13 +8,19 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxunlearn.models.on_mesh import shares
+from jaxunlearn.models.on_mesh import APART, VOCABULARY, laid, shares
 
 MOST_LOGITS = 2**27  # that `in_parts` lets a function hold at once on a device: 512 MB
 
 
 def head_logits(hidden: jax.Array, kernel_DV: jax.Array, softcap: float | None = None) -> jax.Array:
-    """Logits of hidden states [..., D], float32 [..., V]; the soft-cap keeps them within +-cap."""
+    """Logits of hidden states [..., D], float32 [..., V]; the soft-cap keeps them within +-cap.
+
+    On a mesh that divides V no device holds the whole kernel, nor its gradient: rows go to the
+    devices that share it, each of which has some columns of their logits.
+    """
+    if kernel_DV.shape[1] % shares(VOCABULARY) == 0:
+        hidden, kernel_DV = laid(hidden, APART), laid(kernel_DV, (), VOCABULARY)
     logits = jnp.matmul(hidden, kernel_DV, preferred_element_type=jnp.float32)
     return logits if softcap is None else softcap * jnp.tanh(logits / softcap)
 

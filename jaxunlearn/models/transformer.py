@@ -23,7 +23,7 @@ from jaxunlearn.models.attention import attend, attend_fused, attend_in_parts
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.head import head_log_probs, head_logits
 from jaxunlearn.models.int8 import matmul
-from jaxunlearn.models.on_mesh import by_rows
+from jaxunlearn.models.on_mesh import APART, FEATURES, by_rows, laid
 from jaxunlearn.models.rope import Rotary, rotary_table, rotate
 
 Params = dict[str, Any]
@@ -347,7 +347,10 @@ class Embedding(nn.Module):
         """Tokens [B, T] and positions [B or 1, T] -> [B, T, D] in the compute dtype."""
         config = self.config
         shape = (config.vocab_size, config.hidden_size)
-        x_BTD = self.param("embedding", _normal, shape, jnp.float32)[tokens].astype(config.dtype)
+        table = self.param("embedding", _normal, shape, jnp.float32)
+        # Each device looks up its columns for the rows of all that have others: tokens travel,
+        # the table does not.
+        x_BTD = laid(table[laid(tokens, APART)], APART, (), FEATURES).astype(config.dtype)
         if config.embedding_scale is not None:
             x_BTD = x_BTD * jnp.asarray(config.embedding_scale, config.dtype)
         if config.soft_rows:

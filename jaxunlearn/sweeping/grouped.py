@@ -14,7 +14,7 @@ from jaxunlearn.runs import RunFolder
 from jaxunlearn.stages import Stages
 from jaxunlearn.sweeping import shared
 from jaxunlearn.training.together import Member, train_together
-from jaxunlearn.unlearning import unlearning_job
+from jaxunlearn.unlearning_job import unlearning_job
 
 _TRACED = ("learning_rate", "warmup", "weight_decay", "clip_norm", "optimizer_options")
 

@@ -195,8 +195,10 @@ def _logits_meanwhile(job: Job, blocks: int, sizes: Sizes) -> int:
         return 0
     kernel = 0
     if job.adapter is None:
-        # Gathered for the product; each part of the logits adds to its gradient.
-        kernel = job.config.hidden_size * vocabulary * 4 * (2 + (sizes["fsdp"] > 1))
+        # Laid anew for the product; each part of the logits adds to its gradient.
+        whole = vocabulary % sizes["fsdp"] > 0
+        columns = vocabulary if whole else vocabulary // sizes["fsdp"]
+        kernel = job.config.hidden_size * columns * 4 * (2 + (sizes["fsdp"] > 1))
     return 2 * 4 * head.MOST_LOGITS + kernel
 
 

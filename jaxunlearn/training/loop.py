@@ -12,25 +12,25 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxunlearn.config import AdapterConfig, TrainingConfig
-from jaxunlearn.data.tokens import TokenTable, batch_width
+from jaxunlearn.data.tokens import TokenTable
 from jaxunlearn.errors import UserError
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models import lora
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training import hosts, profiling
+from jaxunlearn.training.batches import batch_tokens, device_rows, padded, padded_slots, step_widths
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import fingerprint
 from jaxunlearn.training.optimizers import OPTIMIZERS, resolve_options
 from jaxunlearn.training.parallel import ONE_DEVICE, Layout
 from jaxunlearn.training.profiling import flops_per_token
-from jaxunlearn.training.statistics import Rows, combine, reference_log_probs
+from jaxunlearn.training.statistics import Rows, combine
 from jaxunlearn.training.step import StepSpec, TrainState, init_state, run_steps
 from jaxunlearn.training.trainable import split_params
 from jaxunlearn.training.watching import Look, Selection, Watch
 
 CAPACITY = 32  # most steps in one dispatch
 DISPATCH_SECONDS = 2.0  # aimed-at time of one dispatch: progress stays live, start-up costs little
-ALTERNATIVE = "alternative_reference_seq_log_prob"
 FIRST_STEP = "no update came before it: the method's own loss gives it; mend that or its numbers"
 
 OnSteps = Callable[[int, int, list[dict[str, float]]], None]
@@ -357,66 +357,6 @@ def trained_model(
     return dataclasses.replace(model, params=kept)
 
 
-def step_widths(tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray]) -> np.ndarray:
-    """[steps]: columns that each step's batch needs, by its longest row."""
-    width = next(iter(tables.values())).tokens.shape[1]
-    longest = [
-        np.where(schedule[group] >= 0, table.lengths[schedule[group]], 0).max(axis=1)
-        for group, table in tables.items()
-    ]
-    return np.array([batch_width(int(n), width) for n in np.max(longest, axis=0)])
-
-
-def padded_slots(schedule: Mapping[str, np.ndarray], parts: int) -> dict[str, np.ndarray]:
-    """A schedule with empty slots added, until each group's are a multiple of the parts."""
-    return {
-        group: np.pad(rows, ((0, 0), (0, -rows.shape[1] % parts)), constant_values=-1)
-        for group, rows in schedule.items()
-    }
-
-
-def device_rows(
-    model: LanguageModel,
-    tables: Mapping[str, TokenTable],
-    objective: Objective,
-    layout: Layout = ONE_DEVICE,
-) -> dict[str, Rows]:
-    """The tables on the devices, with the reference's log-probs where a term asks for them."""
-    needed = referenced(objective)
-    rows = {
-        group: Rows(
-            jnp.asarray(table.tokens),
-            jnp.asarray(table.answer_mask),
-            None if table.labels is None else jnp.asarray(table.labels),
-            _reference(model, table, layout) if group in needed else None,
-        )
-        for group, table in tables.items()
-    }
-    return layout.place(rows)
-
-
-def referenced(objective: Objective) -> set[str]:
-    """The groups whose log-probs under the start model the terms ask for."""
-    groups = {term.group for term in objective.terms if "reference_seq_log_prob" in term.needs}
-    return groups | ({"alternative"} if objective.needs(ALTERNATIVE) else set())
-
-
-def _reference(model: LanguageModel, table: TokenTable, layout: Layout) -> jax.Array:
-    n, width = table.tokens.shape
-    batch = math.lcm(16, layout.shards)
-    tokens = padded(table.tokens, -(-n // batch) * batch, 0).reshape(-1, batch, width)
-    tokens = layout.shares(tokens, axis=1)
-    with layout.known():
-        found = reference_log_probs(model.config, model.params, tokens)
-    return found.reshape(-1, width)[:n]
-
-
-def padded(rows: np.ndarray, length: int, fill: int) -> np.ndarray:
-    """So many rows, the further ones full of one value."""
-    extra = np.full((length - len(rows), *rows.shape[1:]), fill, rows.dtype)
-    return np.concatenate([rows, extra])
-
-
 def traced_numbers(
     hyper: Mapping[str, float], training: TrainingConfig, steps: int, seed: int
 ) -> dict[str, Any]:
@@ -437,11 +377,3 @@ def traced_numbers(
         "optimizer": resolve_options(training.optimizer, training.optimizer_options),
     }
     return jax.tree.map(jnp.float32, numbers)
-
-
-def batch_tokens(
-    tables: Mapping[str, TokenTable], schedule: Mapping[str, np.ndarray], step: int
-) -> int:
-    """Real tokens, padding not counted, that a step works through."""
-    chosen = {group: index[step][index[step] >= 0] for group, index in schedule.items()}
-    return int(sum(tables[group].lengths[index].sum() for group, index in chosen.items()))

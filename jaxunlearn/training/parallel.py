@@ -6,8 +6,10 @@ lie as `RULES` say, and each device has its share of the rows of a batch. Under 
 runs the step on its own rows, and `Layout.total` adds up counts and gradients.
 """
 
+import functools
 import math
 import re
+from collections.abc import Callable, Hashable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -177,6 +179,49 @@ class Layout:
     def total(self, tree: T) -> T:
         """In a program under pmap: sums over all devices; elsewhere they are there already."""
         return jax.lax.psum(tree, self.mesh.axis_names) if self.mapped else tree
+
+    def run(
+        self,
+        program: Callable[..., T],
+        spec: Hashable,
+        before: tuple[Any, ...],
+        rows: Any,
+        after: tuple[Any, ...],
+    ) -> T:
+        """What a program computes, `program(spec, *before, rows, *after)`, on these devices.
+
+        Args:
+          program: jitted; `spec` is static and the first of `before` is donated.
+          spec: its static choices, this layout among them.
+          before: arguments.
+          rows: a tree of arrays whose last axes are the rows of a batch, a multiple of the shards.
+          after: arguments.
+        """
+        if not self.mapped:
+            with self.known():
+                return program(spec, *before, rows, *after)
+
+        def cut(x: Any) -> Any:
+            return x.reshape(*x.shape[:-1], self.shards, -1).swapaxes(0, -2)
+
+        mapped = over_devices(self, program, spec, len(before), len(after))
+        return mapped(*before, jax.tree.map(cut, rows), *after)
+
+
+@functools.lru_cache
+def over_devices(
+    layout: Layout, program: Callable[..., T], spec: Hashable, before: int, after: int
+) -> Callable[..., T]:
+    """A jitted program by pmap, for arguments as in `Layout.run`: each device has its own block of
+    the rows, which come as [devices, ..., b]. The same program again compiles nothing."""
+    return jax.pmap(
+        functools.partial(program.__wrapped__, spec),
+        axis_name=layout.mesh.axis_names[0],
+        in_axes=(*[None] * before, 0, *[None] * after),
+        out_axes=None,
+        donate_argnums=0,
+        devices=list(layout.mesh.devices),
+    )
 
 
 ONE_DEVICE = Layout()

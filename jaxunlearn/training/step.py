@@ -6,7 +6,6 @@ changing it never compiles anything anew.
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Literal
@@ -142,12 +141,7 @@ def run_steps(
     Returns:
       The state after the steps, and each metric as [C], of which `count` are filled.
     """
-    if not spec.layout.mapped:
-        with spec.layout.known():
-            return steps_in_jit(spec, state, frozen, tables, schedule, count, hyper)
-    shards = spec.layout.shards
-    blocks = jax.tree.map(lambda x: x.reshape(len(x), shards, -1).swapaxes(0, 1), schedule)
-    return steps_in_pmap(spec)(state, frozen, tables, blocks, count, hyper)
+    return spec.layout.run(steps_in_jit, spec, (state, frozen, tables), schedule, (count, hyper))
 
 
 def _steps(
@@ -175,19 +169,6 @@ def _steps(
 
 
 steps_in_jit = jax.jit(_steps, static_argnames="spec", donate_argnames="state")
-
-
-@functools.lru_cache
-def steps_in_pmap(spec: StepSpec) -> Callable[..., tuple[TrainState, Metrics]]:
-    """The steps as a program for each device, whose share of the schedule is [devices, C, b]."""
-    return jax.pmap(
-        partial(_steps, spec),
-        axis_name=spec.layout.mesh.axis_names[0],
-        in_axes=(None, None, None, 0, None, None),
-        out_axes=None,
-        donate_argnums=0,
-        devices=list(spec.layout.mesh.devices),
-    )
 
 
 def gather(table: Rows, index: jax.Array) -> Rows:

@@ -25,17 +25,14 @@ from jaxunlearn.data.tokens import TokenTable
 from jaxunlearn.methods.registry import Objective
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.training import hosts
+from jaxunlearn.training.batches import batch_tokens, device_rows, padded, step_widths
 from jaxunlearn.training.checkpoint import Checkpoints
 from jaxunlearn.training.fingerprint import fingerprint, table_digest
 from jaxunlearn.training.loop import (
     CAPACITY,
     DISPATCH_SECONDS,
     OnSteps,
-    batch_tokens,
-    device_rows,
-    padded,
     prepare,
-    step_widths,
 )
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.step import Metrics, StepSpec, TrainState, Tree, init_state, steps_in_jit

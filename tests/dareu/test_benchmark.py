@@ -11,9 +11,10 @@ FILE = Path(__file__).parents[2] / "experiments" / "benchmarks" / "rl.py"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [[], ["--full"]])
-def test_pytorch_comes_to_the_same_losses(tmp_path, options):
+def test_pytorch_comes_to_the_same_losses(tmp_path, monkeypatch, options):
     for name in ("torch", "peft"):
         pytest.importorskip(name)
+    monkeypatch.syspath_prepend(FILE.parent)  # of the PyTorch side
     spec = importlib.util.spec_from_file_location("rl", FILE)
     rl = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rl)

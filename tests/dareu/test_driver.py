@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxunlearn.dareu import driver, policy
+from jaxunlearn.dareu import driver, iteration
 from jaxunlearn.errors import UserError
 from jaxunlearn.models import transformer
 from tests.dareu import on_devices
@@ -169,9 +169,9 @@ def test_only_the_chosen_parameters_train(job):
 
 def test_one_program_for_all_iterations_and_numbers(job):
     trained(job())
-    before = policy.iterate_in_jit._cache_size()
+    before = iteration.iterate_in_jit._cache_size()
     trained(job(learning_rate=3e-3, clip=0.3, temperature=0.7, kl_weight=0.0, iterations=3))
-    assert policy.iterate_in_jit._cache_size() == before > 0
+    assert iteration.iterate_in_jit._cache_size() == before > 0
 
 
 def test_equal_rewards_teach_nothing(job):

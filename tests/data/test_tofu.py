@@ -1,4 +1,4 @@
-"""Authors as each other's neighbours; the layout of the splits is in test_formats.py."""
+"""Authors as each other's neighbours; the layout of the splits is in test_tofu_splits.py."""
 
 import json
 

@@ -12,7 +12,7 @@ from jaxunlearn.errors import UserError
 from jaxunlearn.experiment import resolve
 from jaxunlearn.methods import losses, own, registry
 from jaxunlearn.runs import RunFolder
-from jaxunlearn.unlearning import check_method
+from jaxunlearn.unlearning_job import check_method
 
 
 def fault_of(call, *args, **kwargs):

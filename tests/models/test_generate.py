@@ -9,8 +9,7 @@ import pytest
 from scipy.stats import chisquare
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.models import generate as generate_module
-from jaxunlearn.models import lora, transformer
+from jaxunlearn.models import decoding, lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.head import head_logits
@@ -142,13 +141,11 @@ def test_cached_log_probs_are_those_of_the_whole_text(params, greedy):
     padded = np.zeros((len(texts), width + NEW), np.int32)
     for row, (text, start) in enumerate(zip(texts, starts, strict=True)):
         padded[row, start:] = text
-    layers = zip(*(generate_module.unstack_layers(t, 2) for t in (params, None)), strict=True)
-    step = jax.jit(
-        partial(generate_module.forward_cached, CONFIG, params, list(layers), starts=starts)
-    )
+    layers = zip(*(decoding.unstack_layers(t, 2) for t in (params, None)), strict=True)
+    step = jax.jit(partial(decoding.forward_cached, CONFIG, params, list(layers), starts=starts))
     hidden, cache = step(
         padded[:, :width],
-        generate_module.empty_cache(CONFIG, len(texts), width + NEW),
+        decoding.empty_cache(CONFIG, len(texts), width + NEW),
         slot=jnp.int32(0),
     )
     kernel, found = transformer.head_kernel(CONFIG, params), []
@@ -217,10 +214,10 @@ def test_unusable_sampling_is_refused(options):
 
 def test_changing_numbers_does_not_compile(params):
     run(params, sampling=Sampling(1.0, 3, 0.9), stop_tokens=[0])
-    before = generate_module.decode._cache_size()
+    before = decoding.decode._cache_size()
     run(params, sampling=Sampling(0.5, 7, 0.5), stop_tokens=[5], seed=3, max_new_tokens=7)
     run(params, [[1]] * 5, sampling=Sampling(2.0, 0, 0.5), stop_tokens=[7])
-    assert generate_module.decode._cache_size() == before + 1  # the narrower prompts
+    assert decoding.decode._cache_size() == before + 1  # the narrower prompts
 
 
 def test_stories260k_continues_as_published(stories260k):

@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.models import generate as generate_module
-from jaxunlearn.models import lora, transformer
+from jaxunlearn.models import decoding, lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.language_model import LanguageModel
@@ -110,7 +109,7 @@ def test_other_vectors_use_the_same_program(model):
     for seed in range(2):
         softened, ids = with_soft_prompts(model, softs(model, 2, seed))
         continued(softened, [[*i, 5] for i in ids])
-        programs.append(generate_module.decode._cache_size())
+        programs.append(decoding.decode._cache_size())
     assert programs[0] == programs[1]
 
 

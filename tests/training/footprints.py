@@ -15,8 +15,9 @@ from jaxunlearn.models import transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 from jaxunlearn.models.int8 import with_int8_kernels
 from jaxunlearn.models.language_model import LanguageModel
+from jaxunlearn.training.batches import referenced
 from jaxunlearn.training.footprint import Job, footprint
-from jaxunlearn.training.loop import prepare, referenced
+from jaxunlearn.training.loop import prepare
 from jaxunlearn.training.parallel import AXES, Layout
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.step import init_state, steps_in_jit

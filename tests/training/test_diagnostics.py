@@ -14,8 +14,9 @@ from jaxunlearn.data import tokens
 from jaxunlearn.methods import losses, registry
 from jaxunlearn.methods.registry import Objective, Term
 from jaxunlearn.models import lora, transformer
+from jaxunlearn.training.batches import device_rows
 from jaxunlearn.training.diagnostics import gradient_statistics
-from jaxunlearn.training.loop import device_rows, prepare
+from jaxunlearn.training.loop import prepare
 
 TEMPLATE = "Question: {question}\nAnswer:"
 SCHEDULE = {

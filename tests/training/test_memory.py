@@ -1,7 +1,11 @@
 """What a step holds in memory, by the compiled program's own account."""
 
 import dataclasses
+import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import chex
@@ -9,11 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AxisType
 
 from jaxunlearn.config import MethodConfig
 from jaxunlearn.methods import registry
 from jaxunlearn.models import head, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
+from jaxunlearn.training.parallel import AXES, ONE_DEVICE, Layout
 from jaxunlearn.training.statistics import Rows
 from jaxunlearn.training.step import StepSpec, init_state, steps_in_jit
 from tests.training.test_step import NUMBERS
@@ -82,12 +88,17 @@ def test_log_probs_of_a_large_vocabulary_in_parts_are_the_plain_ones(monkeypatch
     chex.assert_trees_all_close(grads, plain_grads, rtol=1e-6, atol=1e-6)
 
 
-def compiled_step(config, method, *, batch=8, time=64, rows=32):
+def compiled_step(config, method, *, batch=8, time=64, rows=32, layout=ONE_DEVICE):
     """The steps of full training, compiled from shapes alone."""
     objective, hyper = registry.objective(MethodConfig(name=method))
-    spec = StepSpec(config, objective)
+    spec = StepSpec(config, objective, layout=layout)
     params = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     state = jax.eval_shape(lambda p: init_state({"params": p}), params)
+    state = jax.tree.map(
+        lambda x, home: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=home),
+        state,
+        layout.shardings(state),
+    )
     ids = jax.ShapeDtypeStruct((rows, time), jnp.int32)
     table = Rows(ids, jax.ShapeDtypeStruct(ids.shape, bool))
     reference = dataclasses.replace(
@@ -100,7 +111,8 @@ def compiled_step(config, method, *, batch=8, time=64, rows=32):
     schedule = {group: jax.ShapeDtypeStruct((4, batch), jnp.int32) for group in objective.groups}
     numbers = {k: jnp.float32(v) for k, v in {**hyper, **NUMBERS}.items()} | {"optimizer": {}}
     count = jnp.int32(4)
-    step = steps_in_jit.lower(spec, state, {"params": {}}, tables, schedule, count, numbers)
+    with layout.known():
+        step = steps_in_jit.lower(spec, state, {"params": {}}, tables, schedule, count, numbers)
     return step.compile()
 
 
@@ -129,6 +141,45 @@ def test_nothing_in_a_step_is_larger_than_a_parameter_or_a_chunk_of_logits(monke
     assert temporary(chunked) < 5 * parameter < temporary(plain) / 6
 
 
+@pytest.fixture(scope="module")
+def eight():
+    """What this file's `main` finds in a process with eight devices."""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "8", "JAX_PLATFORMS": "cpu"}
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.training.test_memory"],
+        env=environment, capture_output=True, text=True, cwd=Path(__file__).parents[2],
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+MESHES = {"fsdp": (1, 8, 1), "tensor": (1, 1, 8), "mixed": (2, 2, 2)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("kernel", ["tied", "untied"])
+def test_nothing_on_a_device_is_larger_than_a_share_or_a_chunk_of_logits(eight, mesh, kernel):
+    found = eight[f"{mesh}, {kernel}"]
+    assert found["largest"] <= found["share"]
+
+
+def main():
+    """Prints the largest array that a device has in a step on each mesh, and of a parameter's
+    share."""
+    found = {}
+    # A part of the logits is one position of all rows.
+    head.MOST_LOGITS = 2**18
+    for mesh, shape in MESHES.items():
+        layout = Layout(jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * 3))
+        for kernel in ("tied", "untied"):
+            config = dataclasses.replace(CONFIG, tie_embeddings=kernel == "tied")
+            step = compiled_step(config, "npo", layout=layout)
+            share = VOCABULARY * config.hidden_size * 4 // (shape[1] * shape[2])
+            found[f"{mesh}, {kernel}"] = {"largest": largest_array(step), "share": share}
+    print(json.dumps(found))
+
+
 def test_the_readme_names_what_holds_whole_distributions():
     text = (Path(__file__).parents[2] / "README.md").read_text()
     told = text[text.index("What compares whole distributions") :].split("- **")[0]
@@ -139,3 +190,7 @@ def test_the_readme_names_what_holds_whole_distributions():
 
     forget = whole({name: registry.METHODS[name].forget for name in registry.BUILT_IN})
     assert set(re.findall(r"`(\w+)`", told)) == forget | whole(registry.RETAIN_LOSSES) | {"sophia"}
+
+
+if __name__ == "__main__":
+    main()

@@ -128,6 +128,22 @@ def test_one_device_is_used_as_it_is():
     assert placed.committed and not tree["params"].committed
 
 
+def test_under_pmap_a_program_is_traced_once():
+    """By all layouts that are equal; each device's rows are a block of the last axis."""
+    traced = []
+
+    def add(spec, total, rows, by):
+        traced.append(rows.shape)
+        return total + by * rows.sum()
+
+    program = jax.jit(add, static_argnames="spec", donate_argnames="total")
+    for by in (1.0, 2.0):
+        rows = jnp.arange(6.0).reshape(3, 2)
+        found = layout_of("pmap").run(program, "x", (jnp.zeros(()),), rows, (jnp.float32(by),))
+        assert float(found) == 15 * by
+    assert traced == [(3, 2)]
+
+
 def test_a_mesh_of_another_size_is_refused():
     expected = r"parallel: data 1 x fsdp 4 x tensor 2 is 8 devices, but there are 1 \(CPU\)"
     with pytest.raises(UserError, match=expected):
