@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +64,8 @@ def resolve(experiment: Experiment) -> Experiment:
             " retain_nll"
         )
     kinds = {registry.kind_of(one.name) for one in (*experiment.baselines, experiment.method)}
-    if experiment.model.quantize is not None:
-        _check_frozen(experiment, kinds)
+    if experiment.model.quantize is not None and (why := why_not_int8(experiment)) is not None:
+        raise UserError(f"model.quantize: {why}")
     if experiment.reveal is not None and "rounds" not in kinds:
         raise UserError(
             "reveal: no method of this run makes its forget rows itself, as reveal_release does;"
@@ -90,33 +90,33 @@ def resolve(experiment: Experiment) -> Experiment:
     )
 
 
-def _check_frozen(experiment: Experiment, kinds: Collection[str]) -> None:
-    """A base in int8 must stay as it is from the start of a run to its end."""
-    key = f"model.quantize: {experiment.model.quantize}"
+def why_not_int8(experiment: Experiment) -> str | None:
+    """Why a base in int8, which must stay as it is from the start of a run to its end, cannot be
+    had; None: it can."""
     if experiment.finetune is not None:
-        raise UserError(
-            f"{key} weights cannot be trained, and finetune trains them; fine-tune without it"
+        return (
+            "finetune trains weights, and those in int8 cannot be trained; fine-tune without it"
             " (jaxunlearn finetune), and give what that exports as model.path and model.retrained"
         )
     if experiment.adapter is None:
-        raise UserError(
-            f"{key} weights cannot be trained; add an adapter section, or leave quantize out"
+        return (
+            "weights in int8 cannot be trained; add an adapter section, or leave model.quantize out"
         )
-    if experiment.requests is not None or "rounds" in kinds:
-        what = "reveal_release" if experiment.requests is None else "requests"
-        raise UserError(
-            f"{key} weights stay as they are, and {what} would merge one adapter after another into"
-            " them; leave quantize out"
+    methods = (*experiment.baselines, experiment.method)
+    rounds = [one.name for one in methods if registry.kind_of(one.name) == "rounds"]
+    for what in rounds if experiment.requests is None else ["requests"]:
+        return (
+            f"weights in int8 stay as they are, and {what} would merge one adapter after another"
+            " into them; leave model.quantize out"
         )
-    asked = experiment.attribution
-    for name in FUNCTIONS if asked else ():
-        kind = getattr(asked, name).kind
+    for name in FUNCTIONS if experiment.attribution is not None else ():
+        kind = getattr(experiment.attribution, name).kind
         if kind in GRADIENTS:
-            raise UserError(
-                f"attribution.{name}: {kind} takes gradients of all weights, which"
-                f" {experiment.model.quantize} ones have not; take another kind, or leave"
-                " model.quantize out"
+            return (
+                f"weights in int8 have no gradients, and attribution.{name}: {kind} is made of"
+                " those of all weights; take another kind, or leave model.quantize out"
             )
+    return None
 
 
 def _resolved_reveal(reveal: RevealConfig) -> RevealConfig:

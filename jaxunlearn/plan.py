@@ -13,7 +13,7 @@ from jaxunlearn.config_adapter import AdapterConfig
 from jaxunlearn.config_parallel import MeshConfig
 from jaxunlearn.data.tokens import TokenTable, batch_width
 from jaxunlearn.errors import UserError
-from jaxunlearn.experiment import labels, resolve
+from jaxunlearn.experiment import labels, resolve, why_not_int8
 from jaxunlearn.methods import registry
 from jaxunlearn.models.language_model import LanguageModel
 from jaxunlearn.models.starting import weightless_model
@@ -74,15 +74,16 @@ def report(experiment: Experiment, devices: int, memory: str) -> Iterator[str]:
         raise UserError(f"--devices: is {devices}; use 1 to {MOST_DEVICES}")
     experiment = resolve(experiment)
     meshes = list(_meshes(experiment, devices))
+    int8 = experiment.model.path is not None and why_not_int8(experiment) is None
     for job in _jobs(experiment):
         best = _best(job, meshes, size)
-        yield from _told(best, meshes)
+        yield from _told(best, meshes, int8)
         if experiment.parallel == "auto" and best.sizes["data"] < devices:
             asked = ", ".join(f"{name}: {size}" for name, size in best.sizes.items())
             yield f"  parallel: auto uses data alone; for this mesh write parallel: {{{asked}}}"
 
 
-def _told(plan: Plan, meshes: list[Sizes]) -> Iterator[str]:
+def _told(plan: Plan, meshes: list[Sizes], int8: bool) -> Iterator[str]:
     job, need, sizes = plan.job, plan.need, plan.sizes
     mesh = " x ".join(f"{name} {size}" for name, size in sizes.items())
     yield f"{job.label}: {_words(need.total)} of {_words(plan.memory)} on each device; mesh {mesh}"
@@ -104,7 +105,7 @@ def _told(plan: Plan, meshes: list[Sizes]) -> Iterator[str]:
         f" {_WORDS[largest]}, {_words(getattr(need, largest))}"
     )
     changed, mended = job, []
-    for words, change in _remedies(job, blocks):
+    for words, change in _remedies(job, blocks, int8):
         alone = _best(change(job), meshes, plan.memory)
         if alone.need.total < need.total:
             mended.append(words)
@@ -118,7 +119,7 @@ def _told(plan: Plan, meshes: list[Sizes]) -> Iterator[str]:
         yield "  no setting mends it: more devices, or a smaller model"
 
 
-def _remedies(job: Job, blocks: int) -> Iterator[tuple]:
+def _remedies(job: Job, blocks: int, int8: bool) -> Iterator[tuple]:
     """What may lower the need: words, and the change of a training."""
     training, config = job.training, job.config
     if config.remat != "full":
@@ -133,6 +134,8 @@ def _remedies(job: Job, blocks: int) -> Iterator[tuple]:
     if parts > training.micro_batches:
         more = replace(training, micro_batches=parts)
         yield f"training.micro_batches: {parts}", lambda j: replace(j, training=more)
+    if int8 and job.quantize is None:
+        yield "model.quantize: int8", lambda j: replace(j, quantize="int8")
     if job.adapter is None and training.train_only is None and job.label != "finetune":
         adapter = AdapterConfig()
         yield f"adapter: {{rank: {adapter.rank}}}", lambda j: replace(j, adapter=adapter)

@@ -78,13 +78,16 @@ def weightless(tiny_folder, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"adapter": None}, "cannot be trained; add an adapter section, or leave quantize out"),
+        (
+            {"adapter": None},
+            "model.quantize: weights in int8 cannot be trained; add an adapter section",
+        ),
         ({"finetune": {"epochs": 1}}, "fine-tune without it (jaxunlearn finetune)"),
         ({"requests": {"size": 1}}, "requests would merge one adapter after another"),
         ({"method": {"name": "reveal_release"}}, "reveal_release would merge one adapter"),
         (
             {"attribution": {"function": {"kind": "tracin"}}},
-            "attribution.function: tracin takes gradients of all weights",
+            "weights in int8 have no gradients, and attribution.function: tracin",
         ),
         ({"training": {"train_only": "mlp"}}, "training.train_only: cannot be combined"),
         ({"model": {"quantize": "int8"}}, "quantize is for a model that is loaded; give its path"),

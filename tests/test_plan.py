@@ -59,6 +59,18 @@ def test_one_that_does_not_fit_says_what_would_mend_it(capsys, config):
     assert adapter.split(": ")[-1].split(",")[0] in again.splitlines()[0]
 
 
+def test_a_base_in_int8_mends_what_an_adapter_leaves(capsys, config):
+    words = ("plan", config, "--device-memory", "0.5GiB", "--adapter.rank", 8)
+    out = run(capsys, *words)[1]
+    said = next(line for line in out.splitlines() if "model.quantize: int8" in line)
+    again = run(capsys, *words, "--model.quantize", "int8")[1]
+    # What it says is so, and it is not said twice.
+    assert said.split(": ")[-1].split(",")[0] in again.splitlines()[0]
+    assert "model.quantize" not in again
+    # Without an adapter it could not be had.
+    assert "model.quantize" not in run(capsys, *words[:-2])[1]
+
+
 def test_a_mesh_of_the_config_is_taken(capsys, config):
     words = ("plan", config, "--parallel", "{fsdp: 2, tensor: 2}")
     assert "mesh data 2 x fsdp 2 x tensor 2" in run(capsys, *words, "--devices", 8)[1]

@@ -1,7 +1,7 @@
 """The bundle that a user holds: config, params, tokenizer, and where they came from."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,8 @@ class LanguageModel:
 
     def plain(self) -> "LanguageModel":
         """The same model with its adapter merged and all kernels as floats."""
-        fields = {**self.merged().__dict__}
-        return LanguageModel(**{**fields, "params": with_float_kernels(fields["params"])})
+        model = self.merged()
+        return replace(model, params=with_float_kernels(model.params))
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

@@ -19,6 +19,7 @@ from jaxunlearn.attribution.responses import calibrated, in_batches, random_pref
 from jaxunlearn.config import AdapterConfig
 from jaxunlearn.config_attribution import ClassifierSettings
 from jaxunlearn.errors import UserError
+from tests.models.test_int8 import in_int8
 
 ADAPTER = AdapterConfig(rank=4, alpha=8.0)
 SETTINGS = ClassifierSettings(adapter=ADAPTER, epochs=20, learning_rate=3e-3)
@@ -150,6 +151,16 @@ def test_a_saved_classifier_comes_back(tiny, trained, answers, tmp_path):
         "attribution.json",
         "attribution.safetensors",
     }
+
+
+def test_one_beside_a_base_in_int8_comes_back(tiny, answers, tmp_path):
+    quick, base = dataclasses.replace(SETTINGS, epochs=1), in_int8(tiny)
+    found, _ = train(base, answers, quick)
+    classifier_files.save(found, tmp_path / "one")
+    back = classifier_files.load(tmp_path / "one", base)
+    np.testing.assert_array_equal(owner_scores(back, answers), owner_scores(found, answers))
+    with pytest.raises(UserError, match="trained on another model"):
+        classifier_files.load(tmp_path / "one", base.plain())
 
 
 def test_a_classifier_of_another_model_or_a_changed_one_is_refused(tiny, trained, tmp_path):

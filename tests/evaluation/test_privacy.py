@@ -17,6 +17,7 @@ from jaxunlearn.evaluation import columns, forward, metrics, privacy, suite
 from jaxunlearn.evaluation.gradient_norm import gradient_norm_score
 from jaxunlearn.models import lora as adapters
 from jaxunlearn.models import transformer
+from tests.models.test_int8 import in_int8
 
 TEMPLATE = "Question: {question}\nAnswer:"
 SETTINGS = EvaluationConfig(max_new_tokens=2, batch_size=32)
@@ -169,6 +170,14 @@ def test_gradient_norms_equal_those_of_single_rows(tiny, world, adapter):
         grads = jax.grad(loss)(lora if adapter else tiny.params, row)
         norm = np.sqrt(sum(float((g**2).sum()) for g in jax.tree.leaves(grads)))
         np.testing.assert_allclose(found[row], -norm, rtol=1e-4)
+
+
+def test_gradient_norms_of_a_model_in_int8_are_those_of_its_floats(tiny, with_holdout):
+    model = in_int8(tiny)
+    found = [
+        evaluate(one, with_holdout, suite="gradient_norm").metrics for one in (model, model.plain())
+    ]
+    assert found[0] == found[1]
 
 
 def test_gradient_norm_is_a_mean_over_the_tensors_of_pytorch(tiny, tiny_folder):

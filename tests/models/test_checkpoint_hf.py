@@ -316,10 +316,11 @@ SHARDED = """
 import sys
 import jax, numpy as np
 from pathlib import Path
-from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec as P
 from jaxunlearn.models import checkpoint_orbax
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.loading import load_model
+from jaxunlearn.training.parallel import AXES, Layout
 
 folder, out = map(Path, sys.argv[1:])
 assert jax.device_count() == 8
@@ -343,6 +344,14 @@ model = load_model(folder, placement=placement)
 check(model)
 export_model(model, out / "hf")
 checkpoint_orbax.save(load_model(folder), out / "one-device")
+
+# Kernels in int8 are the same ones wherever their parts are read.
+layout = Layout(jax.make_mesh((1, 4, 2), AXES, axis_types=(AxisType.Auto,) * 3))
+cut = load_model(folder, quantize="int8", placement=layout.home).params
+assert jax.tree.map(lambda x: x.sharding, cut) == layout.shardings(cut)
+assert cut["layers"]["mlp"]["up"]["kernel"].values.sharding.spec == P(None, "fsdp", "tensor")
+whole = load_model(folder, quantize="int8").params
+assert jax.tree.all(jax.tree.map(np.array_equal, jax.device_get(cut), jax.device_get(whole)))
 check(checkpoint_orbax.load(out / "one-device", placement=placement))
 checkpoint_orbax.save(model, out / "eight-devices")
 """
