@@ -68,13 +68,13 @@ def plan(runs: Runs, halving: Halving) -> list[Rung]:
     count, epochs = len(_by_setting(runs)), min(min(_epochs(one)) for _, one in runs)
     if count < factor:
         raise UserError(
-            f"{option}: of {_settings(count)} (seeds are none) there is no such part; vary more, or"
-            " leave it out"
+            f"{option}: needs {factor} settings or more, and there are {count} (seeds are not"
+            " counted); vary more, or leave it out"
         )
     if epochs < factor:
         raise UserError(
-            f"{option}: of a training with epochs {epochs} there is no such part; raise"
-            f" training.epochs to {factor} or more"
+            f"{option}: needs {factor} epochs or more, and a training has {epochs}; raise"
+            " training.epochs, or lower the factor"
         )
     powers = [factor**i for i in range(1 + min(_power(count, factor), _power(epochs, factor)))]
     return [

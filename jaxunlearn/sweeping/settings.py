@@ -65,7 +65,7 @@ def span(text: str, key: str) -> Span:
     except ValueError:
         raise fault from None
     if not all(map(math.isfinite, ends)):
-        raise UserError(f"--search {key}: {text!r} does not end in finite numbers; write two")
+        raise UserError(f"--search {key}: both ends of {text!r} must be finite numbers")
     if not ends[0] < ends[1]:
         raise UserError(f"--search {key}: {low} is not below {high}; write the lower end first")
     if colon and ends[0] <= 0:

@@ -71,7 +71,7 @@ def test_what_is_no_range_is_refused(words):
 
 @pytest.mark.parametrize("words", ["inf:nan", "1:inf", "nan:1"])
 def test_the_ends_of_a_range_are_finite(words):
-    with pytest.raises(UserError, match="does not end in finite numbers"):
+    with pytest.raises(UserError, match="must be finite numbers"):
         span(words, "k")
 
 

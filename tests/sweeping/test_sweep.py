@@ -144,6 +144,7 @@ def test_side_by_side_as_in_sequence(config, capsys):
     assert sweep(config, *grid, "--output", "together", "--vectorize", "4") == 2
     out, err = capsys.readouterr()
     assert "training 4 runs side by side" in out and "2 of 4 runs failed" in err
+    assert "npo x 4" in err and "preparing" not in err  # no bar of what was done before
     assert run_steps_together._cache_size() == 1
     told = [table(Path(name)) for name in ("alone", "together")]
     assert told[0]["failed"] == told[1]["failed"] and len(told[0]["failed"]) == 2
