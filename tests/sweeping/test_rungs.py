@@ -74,12 +74,7 @@ def test_rungs_by_hand(config, count, epochs, factor, rungs):
         (Halving(3), 2, {"training.epochs": 9}, "needs 3 settings or more, and there are 2 "),
         (Halving(3), 4, {}, "needs 3 epochs or more, and a training has 2; raise"),
         (Halving(2), 4, {"sampling.match_steps": 20}, "sampling.match_steps is 20"),
-        (
-            Halving(2),
-            4,
-            {"baselines": [{"name": "npo", "training": {"epochs": 1}}]},
-            "a training has 1;",
-        ),
+        (Halving(2), 4, {"method.training": {"epochs": 1}}, "a training has 1;"),
         (Halving(2), 4, {"method.name": "reveal_release"}, "reveal_release goes on for as many"),
         (Halving(2, "rouge"), 4, {}, "--halving-by: suite tofu has no rouge on this data"),
         (Halving(2, "forget_refusal_rate"), 4, {}, "forget_refusal_rate has no better direction"),
