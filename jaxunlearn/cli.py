@@ -14,8 +14,8 @@ EXIT_PREEMPTED = 75
 _WITH_CONFIG = ("run", "sweep", "plan", "finetune", "evaluate", "attribute")
 _OWN_OPTIONS = (
     "--help", "--print-config", "--json", "--logs", "--grid", "--search", "--samples",
-    "--sampler", "--vectorize", "--text", "--file", "--kinds", "--top", "--no-compile-cache",
-    "--devices", "--device-memory", "--profile", "--distributed",
+    "--sampler", "--halving", "--halving-by", "--vectorize", "--text", "--file", "--kinds", "--top",
+    "--no-compile-cache", "--devices", "--device-memory", "--profile", "--distributed",
 )  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("run", "prepare, unlearn, evaluate, report, export")
     sub.add_argument("config", nargs="?", help=config_help)
     profile_help = "trace N steps of each training, into the run folder's traces/"
-    sub.add_argument("--profile", type=int, default=0, metavar="N", help=profile_help)
+    sub.add_argument("--profile", type=int, metavar="N", help=profile_help)
     sub.add_argument("--print-config", action="store_true", help="show the resolved config; stop")
     hosts = {"nargs": "?", "const": "auto", "metavar": "HOST:PORT,N,I"}
     hosts |= {"help": "one of several processes; the address only where JAX does not know it"}
@@ -94,9 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     search_help = "drawn from a range, integers if both ends are; may be repeated"
     sub.add_argument("--search", **many, metavar="KEY=LOW:HIGH[:log]", help=search_help)
     samples_help = "points drawn from the ranges; default 16"
-    sub.add_argument("--samples", type=int, default=16, metavar="N", help=samples_help)
+    sub.add_argument("--samples", type=int, metavar="N", help=samples_help)
     sampler_help = "how they are drawn, by the config's seed; default sobol"
-    sub.add_argument("--sampler", choices=("sobol", "random"), default="sobol", help=sampler_help)
+    sub.add_argument("--sampler", choices=("sobol", "random"), help=sampler_help)
+    halving_help = "train all with few epochs first; one in N goes on to N times as many, and so on"
+    sub.add_argument("--halving", type=int, metavar="N", help=halving_help)
+    by_help = "metric that tells who goes on; default: forgetting and model utility"
+    sub.add_argument("--halving-by", metavar="METRIC", help=by_help)
     vectorize_help = "train so many adapters side by side, on all devices; default 1"
     sub.add_argument("--vectorize", type=int, default=1, metavar="N", help=vectorize_help)
 

@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> None:
     settings = _load(options)
     from jaxunlearn import experiment
 
-    if options.profile < 0:
+    if options.profile is not None and options.profile < 1:
         raise UserError(f"--profile: is {options.profile}; use 1 or more steps")
     if options.print_config:
         _print_config(experiment.resolve(settings))
@@ -56,12 +56,13 @@ def run(options: argparse.Namespace) -> None:
     first = _prepared(options)
     folder = Path(settings.output) / settings.name
     finished = (folder / "summary.json").exists()
-    summary = experiment.run(settings, profile=options.profile)
+    summary = experiment.run(settings, profile=options.profile or 0)
     if not first:
         return
     from jaxunlearn.evaluation import report
 
-    _console().print(report.table(summary))
+    console = _console()
+    console.print(report.table(summary, console.width))
     for note in summary["notes"]:
         print(f"note: {note}")
     if finished:
@@ -83,11 +84,11 @@ def _prepared(options: argparse.Namespace) -> bool:
 def sweep(options: argparse.Namespace) -> None:
     """Runs a config with several values of some keys, and prints their table."""
     from jaxunlearn.evaluation import report
-    from jaxunlearn.sweeping import running, settings
+    from jaxunlearn.sweeping import rungs, running, settings
     from jaxunlearn.training import hosts
 
     grid = {
-        key: list(_parsed(dict(enumerate(values.split(",")))).values())
+        key: list(_parsed(dict(enumerate(settings.split(values)))).values())
         for key, values in _varied(options.grid, "--grid", "KEY=VALUE,VALUE").items()
     }
     spans = {
@@ -96,23 +97,34 @@ def sweep(options: argparse.Namespace) -> None:
     }
     if options.vectorize < 1:
         raise UserError(f"--vectorize: is {options.vectorize}; use 1 or more")
+    for option, value in {"--samples": options.samples, "--sampler": options.sampler}.items():
+        if value is not None and not spans:
+            raise UserError(f"{option}: is for --search; give KEY=LOW:HIGH there, or leave it out")
+    if options.halving_by is not None and options.halving is None:
+        raise UserError("--halving-by: is for --halving; give a factor there, or leave it out")
+    halving = None
+    if options.halving is not None:
+        halving = rungs.Halving(options.halving, options.halving_by)
     base, drawn = _load(options), [{}]
     if spans:
-        drawn = settings.draw(spans, options.samples, options.sampler, base.seed)
-        if len(drawn) < options.samples:
-            print(f"--samples: only {len(drawn)} of {options.samples} points differ")
+        samples = 16 if options.samples is None else options.samples
+        drawn = settings.draw(spans, samples, options.sampler or "sobol", base.seed)
+        if len(drawn) < samples:
+            print(f"--samples: only {len(drawn)} of {samples} points differ")
     runs = settings.expand(options.config, grid, _parsed(options.overrides), drawn)
     hosts.listen()
-    summary, failed = running.run(runs, vectorize=options.vectorize)
-    _console().print(report.table(summary))
+    summary, failed = running.run(runs, vectorize=options.vectorize, halving=halving)
+    console = _console()
+    console.print(report.table(summary, console.width))
     for note in summary["notes"]:
         print(f"note: {note}")
     folder = Path(runs[0][1].output)
     print(f"report: {folder / 'report.html'}\nruns:   {folder / 'comparison.html'}")
     if failed:
         lines = "\n  ".join(failed)
+        count = len(runs) if halving is None else rungs.trainings(summary["halving"])
         raise UserError(
-            f"{len(failed)} of {len(runs)} runs failed:\n  {lines}\n"
+            f"{len(failed)} of {count} runs failed:\n  {lines}\n"
             f"they are not tried again unless {folder / 'shared' / 'failed'} is removed"
         )
 

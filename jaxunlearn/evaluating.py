@@ -117,6 +117,14 @@ def with_comparison(
     return {**compared, **evaluation.metrics}
 
 
+def metric_names(experiment: Experiment, sets: Mapping[str, EvalSet]) -> list[str]:
+    """The metrics that a run's models will have on its evaluation sets."""
+    settings = experiment.evaluation
+    retrained = experiment.model.retrained is not None or settings.retain_log is not None
+    compared = retrained or (experiment.finetune is not None and experiment.retrain)
+    return benchmark.load(settings.suite).names(sets, compared=compared)
+
+
 def check_select(experiment: Experiment, sets: Mapping[str, EvalSet]) -> None:
     """Refuses a `select` section that names what the suite does not measure.
 
@@ -126,12 +134,9 @@ def check_select(experiment: Experiment, sets: Mapping[str, EvalSet]) -> None:
     asked, settings = experiment.select, experiment.evaluation
     if asked is None:
         return
-    retrained = experiment.model.retrained is not None or settings.retain_log is not None
-    compared = retrained or (experiment.finetune is not None and experiment.retrain)
-    chosen = benchmark.load(settings.suite)
-    there = chosen.names(sets, compared=compared)
+    there = metric_names(experiment, sets)
     if asked.metric not in there:
-        if asked.metric in chosen.names(sets, compared=True):
+        if asked.metric in benchmark.load(settings.suite).names(sets, compared=True):
             raise UserError(
                 f"select.metric: {asked.metric} compares with a retrained model, and there is none;"
                 " give model.retrained, or choose another metric"

@@ -47,14 +47,15 @@ class Bars:
 
     @contextlib.contextmanager
     def stage(self, name: str, *, passing: bool = False) -> Iterator["Stage"]:
-        """A bar for one stage of work; a passing one goes away at its end."""
+        """A bar for one stage of work. One that is passing goes away at its end, and so does one
+        that never moved, because its work was done before."""
         task = self._bars.add_task(name, total=None, status="preparing")
         stage = Stage(self._bars, task)
         try:
             yield stage
         finally:
             self._bars.stop_task(task)
-            if passing:
+            if passing or not stage.moved:
                 self._bars.remove_task(task)
 
 
@@ -63,9 +64,11 @@ class Stage:
 
     def __init__(self, bars: Progress, task: int):
         self._bars, self._task = bars, task
+        self.moved = False
 
     def update(self, done: int, total: int, status: str = "") -> None:
         """Moves the bar."""
+        self.moved = True
         self._bars.update(self._task, completed=done, total=total, status=status)
 
     def steps(self, done: int, total: int, log: list[Mapping[str, float]]) -> None:

@@ -4,6 +4,7 @@ numbers beside it as Markdown and CSV.
 Everything on the page goes through a template that escapes it: a model's text may contain anything.
 """
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -40,28 +41,57 @@ _NO_TABLES: Mapping[str, PlainTable] = {}
 _GLYPHS = dict(zip("osD^vPXh*", "●■◆▲▼✚✖⬢★", strict=True))
 _OPEN_SAMPLES = 4
 NOT_DOMINATED = "◆"
+_NAME_WIDTH = 26  # of a table in the terminal
 
 
-def table(summary: Summary) -> "rich.table.Table":
-    """The headline numbers, one row per model, within 100 columns: what `jaxunlearn run` prints."""
+def table(summary: Summary, width: int | None = None) -> "rich.table.Table":
+    """The headline numbers, one row per model: what `jaxunlearn run` prints.
+
+    Args:
+      summary: what `summary.json` holds.
+      width: columns of the terminal. Where they are too few, the last numbers are left out, and a
+        line below says which. Default: as many as it takes, 100 for models with short names.
+    """
+    from rich.console import Console
+
+    wide, models = Console(width=1000), with_training(summary)
+    headings = headline(summary.get("config", {}).get("evaluation", {}).get("suite", "tofu"))
+    keys = [key for key in headings if any(key in values for values in models.values())]
+    out, left_out = _printed(summary, models, {key: headings[key] for key in keys}), []
+    while width is not None and len(keys) > 1 and wide.measure(out).maximum > width:
+        left_out.insert(0, keys.pop().removeprefix("training_").replace("_", " "))
+        out = _printed(summary, models, {key: headings[key] for key in keys})
+        out.caption = f"no room for {', '.join(left_out)}"
+    return out
+
+
+def _printed(
+    summary: Summary, models: Mapping[str, Summary], headings: Mapping[str, str]
+) -> "rich.table.Table":
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    # Within 100 columns for models with short names.
-    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    out.add_column("model", overflow="fold", max_width=26, vertical="bottom")
-    models = with_training(summary)
-    headings = headline(summary.get("config", {}).get("evaluation", {}).get("suite", "tofu"))
-    keys = [key for key in headings if any(key in values for values in models.values())]
-    for key in keys:
-        out.add_column(f"{headings[key]} {arrow(key)}", justify="right", no_wrap=True)
+    out = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption_justify="left")
+    out.add_column("model", overflow="fold", max_width=_NAME_WIDTH, vertical="bottom")
+    for key, heading in headings.items():
+        out.add_column(f"{heading} {arrow(key)}", justify="right", no_wrap=True)
     for model, values in models.items():
         style = "bold" if model == summary.get("primary") else "dim" if _is_given(model) else ""
-        cells = [format_value(key, measured(values, key)) for key in keys]
+        cells = [format_value(key, measured(values, key)) for key in headings]
         name = f"{model} {NOT_DOMINATED}" if model in _front(summary) else model
-        out.add_row(Text(name), *map(Text, cells), style=style)
+        out.add_row(Text(_folded(name)), *map(Text, cells), style=style)
     return out
+
+
+def _folded(name: str) -> str:
+    """The name of a setting in lines, which begin with a key: `beta-0.1-` is not torn apart."""
+    lines = [""]
+    for part in re.split(r"(?<=-)(?=[^\W\d])|(?<= )", name):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > _NAME_WIDTH:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def write_report(

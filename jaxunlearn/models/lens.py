@@ -3,6 +3,8 @@
 Axes: L layers, B batch, T time, D model, V vocabulary.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -26,6 +28,26 @@ def residual_streams(
     _, kept = decoder.apply(variables(params, lora), tokens, mutable=["intermediates"])
     (streams_LBTD,) = kept["intermediates"]["layers"]["residual"]
     return streams_LBTD
+
+
+def residual_stream(
+    config: DecoderConfig,
+    params: Params,
+    tokens: jax.Array,
+    layer: int,
+    *,
+    lora: Params | None = None,
+) -> jax.Array:
+    """The stream behind one layer (0 is the first), [B, T, D]; those above are not computed."""
+    count = layer + 1
+    config = dataclasses.replace(
+        config, num_layers=count, kind_of_layer=config.kind_of_layer[:count]
+    )
+
+    def lower(tree: Params | None) -> Params | None:
+        return tree and {**tree, "layers": jax.tree.map(lambda x: x[:count], tree["layers"])}
+
+    return Decoder(config, normed=False).apply(variables(lower(params), lower(lora)), tokens)
 
 
 def lens_log_probs(

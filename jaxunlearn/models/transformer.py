@@ -10,7 +10,6 @@ passed already scaled and runs beside the frozen kernel, never merged into it. A
 `adapter_algebra.choose` holds several adapters, and which one each row of the batch has.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -114,26 +113,6 @@ def hidden_states(
 ) -> jax.Array:
     """Output of the final norm, [B, T, D] in the compute dtype."""
     return Decoder(config).apply(variables(params, lora), tokens)
-
-
-def residual_stream(
-    config: DecoderConfig,
-    params: Params,
-    tokens: jax.Array,
-    layer: int,
-    *,
-    lora: Params | None = None,
-) -> jax.Array:
-    """What flows out of a layer (0 is the first), [B, T, D]; the layers above are not computed."""
-    count = layer + 1
-    config = dataclasses.replace(
-        config, num_layers=count, kind_of_layer=config.kind_of_layer[:count]
-    )
-
-    def lower(tree: Params | None) -> Params | None:
-        return tree and {**tree, "layers": jax.tree.map(lambda x: x[:count], tree["layers"])}
-
-    return Decoder(config, normed=False).apply(variables(lower(params), lower(lora)), tokens)
 
 
 def head_kernel(config: DecoderConfig, params: Params) -> jax.Array:

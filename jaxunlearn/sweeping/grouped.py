@@ -76,7 +76,8 @@ def train(runs: Sequence[Experiment]) -> None:
             begin = time.perf_counter()
             with bars.stage(f"{label} x {len(runs)}") as bar:
                 members = [
-                    _member(label, one, folder, work, target, bar.steps if one is first else _quiet)
+                    # The bar moves as long as one of them does: others may diverge.
+                    _member(label, one, folder, work, target, bar.steps)
                     for one, folder in zip(runs, folders, strict=True)
                 ]
                 train_together(target, members, first.adapter)

@@ -3,12 +3,14 @@
 import itertools
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import yaml
 
 from jaxunlearn import config_file, experiment
 from jaxunlearn.config import Experiment
@@ -62,11 +64,31 @@ def span(text: str, key: str) -> Span:
         ends = [int(word) if re.fullmatch(r"-?\d+", word) else float(word) for word in (low, high)]
     except ValueError:
         raise fault from None
-    if not all(map(math.isfinite, ends)) or not ends[0] < ends[1]:
+    if not all(map(math.isfinite, ends)):
+        raise UserError(f"--search {key}: both ends of {text!r} must be finite numbers")
+    if not ends[0] < ends[1]:
         raise UserError(f"--search {key}: {low} is not below {high}; write the lower end first")
     if colon and ends[0] <= 0:
         raise UserError(f"--search {key}: a logarithmic range starts above 0, not at {low}")
     return Span(*ends, bool(colon))
+
+
+def split(text: str) -> list[str]:
+    """The values of a grid's key: what stands between commas, but for those in brackets, braces
+    and quotes, as YAML has them.
+
+    >>> split("{fsdp: 2, tensor: 1},jit")
+    ['{fsdp: 2, tensor: 1}', 'jit']
+    """
+    parts = text.split(",")
+    if not re.search(r"""[\[{'"]""", text):
+        return parts
+    try:
+        tree = yaml.compose(f"[{text}]", yaml.SafeLoader)
+    except yaml.YAMLError:
+        return parts
+    # Each value is read by itself later.
+    return [text[one.start_mark.index - 1 : one.end_mark.index - 1] for one in tree.value]
 
 
 def draw(
@@ -143,6 +165,9 @@ def expand(
         settings = {**point, **dict(zip(grid, values, strict=True))}
         own = {**overrides, **settings, "output": folder, "name": name_of(settings)}
         found.append((settings, experiment.resolve(config_file.load(path, own))))
+    for name, count in Counter(one.name for _, one in found).items():
+        if count > 1:
+            raise UserError(f"--grid: {count} settings have the folder name {name}; leave out one")
     return found
 
 

@@ -39,21 +39,24 @@ def over_seeds(name: str, done: Sequence[Done]) -> dict[str, Any]:
             if before and stage in seen:
                 continue
             seen.add(stage)
-            label = f"{model} {_apart(settings, one, before=before)}".strip()
+            kept = settings
+            if before:
+                kept = {key: of for key, of in settings.items() if shared.decides(key, one)}
+            called = label(model, kept)
             if not before:
-                competing[label] = None
-            known = values.setdefault(label, {})
+                competing[called] = None
+            known = values.setdefault(called, {})
             for metric, entry in metrics.items():
                 if entry["value"] is not None:
                     known.setdefault(metric, []).append(entry)
             if model in summary.get("training", {}):
-                trained.setdefault(label, []).append(summary["training"][model])
+                trained.setdefault(called, []).append(summary["training"][model])
     seeds = sorted({str(settings["seed"]) for settings, _, _ in done if "seed" in settings})
     over = f"seeds {', '.join(seeds)}" if seeds else "one run each"
     last = done[-1][2]
     models = {
-        label: {metric: over_runs(found) for metric, found in known.items()}
-        for label, known in values.items()
+        model: {metric: over_runs(found) for metric, found in known.items()}
+        for model, known in values.items()
     }
     notes = [f"{len(done)} runs: means over {over}; small print: least and greatest value"]
     best = pareto.forgetting_against_utility(models, competing)
@@ -66,20 +69,20 @@ def over_seeds(name: str, done: Sequence[Done]) -> dict[str, Any]:
         "primary": list(competing)[-1],
         "models": models,
         "pareto": best,
-        "training": {label: _of_all(found[0]) for label, found in trained.items()},
+        "training": {model: _of_all(found[0]) for model, found in trained.items()},
         "config": last["config"],
         "notes": notes,
     }
 
 
-def _apart(settings: Settings, one: Experiment, *, before: bool) -> str:
-    """What sets a model apart from those of other runs, besides the seed."""
-    kept = {
-        key: value
-        for key, value in settings.items()
-        if key != "seed" and (not before or shared.decides(key, one))
-    }
-    return name_of(kept)
+def label(model: str, settings: Settings) -> str:
+    """What a model of a run with these settings is called here."""
+    return f"{model} {apart(settings)}".strip()
+
+
+def apart(settings: Settings) -> str:
+    """What sets a run apart from others, besides the seed."""
+    return name_of({key: value for key, value in settings.items() if key != "seed"})
 
 
 def _of_all(training: Mapping[str, Any]) -> dict[str, Any]:

@@ -243,15 +243,17 @@ def _source(jaxpr: Jaxpr, var: Var) -> Any:
         if name in _SAME:
             var = equation.invars[0]
             continue
-        if name == "scan" and place >= equation.params["num_carry"]:
-            # Each turn's value is stacked; a slice of what goes in is that again.
-            first = equation.params["num_consts"] + equation.params["num_carry"]
-        elif name in _CALLS:
-            first = 0
-        else:
+        if name != "scan" and name not in _CALLS:
             return var
         inner = equation.params.get("jaxpr") or equation.params["call_jaxpr"]
         inner = getattr(inner, "jaxpr", inner)
+        first = 0
+        if name == "scan":
+            if inner.outvars[place].aval.shape == var.aval.shape:
+                return var  # what is carried, not stacked
+            # Each turn's value is stacked; a slice of what goes in is that again.
+            pairs = zip(equation.invars, inner.invars, strict=True)
+            first = sum(whole.aval.shape == part.aval.shape for whole, part in pairs)
         source = _source(inner, inner.outvars[place])
         if source is None:
             return None

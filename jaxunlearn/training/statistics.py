@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxunlearn.methods.registry import Objective, Term
-from jaxunlearn.models import lora, transformer
+from jaxunlearn.models import lens, lora, transformer
 from jaxunlearn.models.decoder_config import DecoderConfig
 
 Tree = Mapping[str, Any]
@@ -124,7 +124,7 @@ def _forward(
         )
     if objective.needs("hidden"):
         layer = layer_of(config, objective)
-        found["hidden"] = transformer.residual_stream(config, params, tokens, layer, lora=factors)
+        found["hidden"] = lens.residual_stream(config, params, tokens, layer, lora=factors)
     return found
 
 
@@ -146,7 +146,7 @@ def _frozen_statistics(
         found["reinforced_logits"] = aligned_logits(config, frozen["reinforced"], None, tokens)
     if "reference_hidden" in term.needs:
         layer = layer_of(config, objective)
-        found["reference_hidden"] = transformer.residual_stream(config, reference, tokens, layer)
+        found["reference_hidden"] = lens.residual_stream(config, reference, tokens, layer)
     return jax.lax.stop_gradient(found)
 
 

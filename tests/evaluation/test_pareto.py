@@ -3,7 +3,7 @@
 import re
 
 from jaxunlearn.evaluation import plots
-from jaxunlearn.evaluation.pareto import forgetting_against_utility, front
+from jaxunlearn.evaluation.pareto import forgetting_against_utility, front, ranked
 
 
 def test_fronts_by_hand():
@@ -11,6 +11,21 @@ def test_fronts_by_hand():
     assert front(places) == ["a", "b", "c", "e"]  # equal ones do not beat each other
     assert front({"one": (0, 0)}) == ["one"]
     assert front({}) == []
+
+
+def test_fronts_come_one_after_another():
+    """Of the first front (areas .2, .36, .18) the middle comes first; then `kept` adds .4 * .2 and
+    `gone` .2 * .3. Of the second one `d` has .25 and `e` .18."""
+    places = {
+        "e": (0.3, 0.6), "kept": (1.0, 0.2), "middle": (0.6, 0.6), "gone": (0.2, 0.9),
+        "d": (0.5, 0.5), "last": (0.1, 0.1),
+    }  # fmt: skip
+    assert ranked(places, (0.0, 0.0)) == ["middle", "kept", "gone", "d", "e", "last"]
+    assert ranked({}, (0.0, 0.0)) == []
+    # Of metrics of which less is better the worst is not 0; equal places come in order.
+    assert ranked({"a": (0.5, -1.0), "b": (0.4, -0.1), "c": (0.4, -0.1)}, (0.0, -1.0)) == [
+        "b", "a", "c",
+    ]  # fmt: skip
 
 
 def model(utility, **forgetting):

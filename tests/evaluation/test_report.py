@@ -132,6 +132,20 @@ def test_table_fits_a_hundred_columns_on_one_line_each(summary):
     assert "…" not in "".join(lines)
 
 
+def test_a_narrow_terminal_has_whole_names_and_fewer_numbers(summary):
+    """Names are folded before a key, not within a number; what has no room is named."""
+    summary["models"]["npo learning_rate-1e-05-beta-0.3214-retain_weight-5.0"] = {}
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(report.table(summary, console.width))
+    lines = [line.strip() for line in console.export_text().splitlines()]
+    for part in ("npo learning_rate-1e-05-", "beta-0.3214-", "retain_weight-5.0"):
+        assert any(line.startswith(part) for line in lines), part
+    text = " ".join(lines)
+    assert "…" not in text and "retrained" in text and "1.2e-05" in text
+    assert "no room for" in text and "tokens per second" in text
+    assert "no room" not in printed(summary)
+
+
 def test_table_takes_markup_in_names_literally(summary):
     summary["models"]["[red]x[/red]"] = {}
     assert "[red]x[/red]" in printed(summary)

@@ -39,7 +39,7 @@ def test_every_layer_is_that_of_a_shorter_model(remat):
     streams = lens.residual_streams(config, params, TOKENS)
     assert streams.shape == (3, 2, 9, 16)
     for layer in range(3):
-        alone = transformer.residual_stream(config, params, TOKENS, layer)
+        alone = lens.residual_stream(config, params, TOKENS, layer)
         np.testing.assert_allclose(streams[layer], alone, rtol=1e-5, atol=1e-6)
 
 
@@ -55,7 +55,7 @@ def test_the_last_layer_is_the_model(changes):
 def test_a_lower_layer_is_read_by_norm_and_head():
     """By hand: the log-softmax of the normed first layer times the head."""
     config, params = model("llama")
-    x = np.asarray(transformer.residual_stream(config, params, TOKENS, 0), np.float64)
+    x = np.asarray(lens.residual_stream(config, params, TOKENS, 0), np.float64)
     x = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5)
     x = x * np.asarray(params["final_norm"]["scale"], np.float64)
     logits = x @ np.asarray(params["embed"]["embedding"], np.float64).T

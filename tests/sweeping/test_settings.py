@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from jaxunlearn.errors import UserError
-from jaxunlearn.sweeping.settings import Span, draw, expand, name_of, span
+from jaxunlearn.sweeping.settings import Span, draw, expand, name_of, span, split
 
 
 @pytest.fixture
@@ -67,6 +67,40 @@ def test_spans_from_words():
 def test_what_is_no_range_is_refused(words):
     with pytest.raises(UserError, match="--search k"):
         span(words, "k")
+
+
+@pytest.mark.parametrize("words", ["inf:nan", "1:inf", "nan:1"])
+def test_the_ends_of_a_range_are_finite(words):
+    with pytest.raises(UserError, match="must be finite numbers"):
+        span(words, "k")
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("{fsdp: 2, tensor: 1},jit", ["{fsdp: 2, tensor: 1}", "jit"]),
+        ("[1,2],[3]", ["[1,2]", "[3]"]),
+        ("[[1,2],{a: [3,4]}], x", ["[[1,2],{a: [3,4]}]", "x"]),
+        ('"a,b",c', ['"a,b"', "c"]),
+        ("'a,b',2024-01-01,1:30", ["'a,b'", "2024-01-01", "1:30"]),
+        ("it's,ok", ["it's", "ok"]),
+        # As ever: no brackets or quotes, or what YAML cannot read.
+        ("0.1,1e-4, 2", ["0.1", "1e-4", " 2"]),
+        ("2024-01-01,1:30,010", ["2024-01-01", "1:30", "010"]),
+        ("1,,", ["1", "", ""]),
+        ("a: b,c", ["a: b", "c"]),
+        ("layers/[01]/mlp,layers/5", ["layers/[01]/mlp", "layers/5"]),
+        ("{a: 1,b", ["{a: 1", "b"]),
+        ("", [""]),
+    ],
+)
+def test_values_are_cut_at_the_commas_between_them(text, values):
+    assert split(text) == values
+
+
+def test_settings_of_one_name_are_refused(config):
+    with pytest.raises(UserError, match="2 settings have the folder name path-a_b"):
+        expand(config, {"model.path": ["a b", "a_b"]}, {})
 
 
 def test_shares_of_a_span_by_hand():

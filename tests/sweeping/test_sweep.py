@@ -144,6 +144,7 @@ def test_side_by_side_as_in_sequence(config, capsys):
     assert sweep(config, *grid, "--output", "together", "--vectorize", "4") == 2
     out, err = capsys.readouterr()
     assert "training 4 runs side by side" in out and "2 of 4 runs failed" in err
+    assert "npo x 4" in err and "preparing" not in err  # no bar of what was done before
     assert run_steps_together._cache_size() == 1
     told = [table(Path(name)) for name in ("alone", "together")]
     assert told[0]["failed"] == told[1]["failed"] and len(told[0]["failed"]) == 2
@@ -225,6 +226,31 @@ def test_two_processes_share_the_runs(config, tmp_path, vectorize):
 
 
 @pytest.mark.slow
+def test_two_processes_agree_on_who_goes_on(config, tmp_path):
+    """Of two settings with two seeds each, whose seeds go on together."""
+    options = [
+        "--grid",
+        "training.learning_rate=1e-4,0.1",
+        "--grid",
+        "seed=0,1",
+        "--vectorize",
+        "2",
+    ]
+    options += ["--halving", "2", "--halving-by", "forget_probability", "--training.epochs", "2"]
+    processes = [start(config, tmp_path / "both", *options) for _ in range(2)]
+    texts = [process.communicate()[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], texts
+    done = [line for text in texts for line in text.splitlines() if line.startswith("run ")]
+    assert len(done) == len(set(done)) == 6
+    ends = [text[text.index("forget      model") :] for text in texts]
+    assert ends[0] == ends[1]
+    assert sweep(config, *options, "--output", "one") == 0
+    told = [table(output) for output in (tmp_path / "both", Path("one"))]
+    assert told[0]["models"] == told[1]["models"] and told[0]["seeds"] == ["0", "1"]
+    assert told[0]["halving"] == told[1]["halving"]
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("vectorize", ["1", "2"])
 def test_the_work_of_a_killed_process_is_taken_over(config, tmp_path, vectorize):
     """In the middle of an unlearning; the other process waits for nothing."""
@@ -253,6 +279,10 @@ def test_bad_options_are_refused(config, capsys):
         ("--search", "method.beta=0:1", "--search", "method.beta=0:2"): "given twice",
         ("--grid", "seed=0,1", "--vectorize", "0"): "--vectorize",
         ("--search", "method.beta=0.1:1.0", "--samples", "0"): "--samples",
+        ("--grid", "seed=0,1", "--samples", "16"): "--samples: is for --search",
+        ("--grid", "seed=0,1", "--sampler", "sobol"): "--sampler: is for --search",
+        ("--grid", "seed=0,1", "--halving-by", "forget_rouge"): "--halving-by: is for --halving",
+        ("--grid", "parallel={fsdp: 2, tensor: 0},jit"): "tensor",
     }.items():
         assert sweep(config, *options) == 2
         assert words in capsys.readouterr().err

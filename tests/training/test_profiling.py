@@ -66,4 +66,5 @@ def test_a_run_traces_its_trainings(capsys, settings):
 
 
 def test_a_number_of_steps_that_cannot_be(capsys, settings):
-    assert "--profile" in refused(capsys, "run", settings, "--profile", "-1")
+    for steps in ("-1", "0"):
+        assert "--profile" in refused(capsys, "run", settings, "--profile", steps)
