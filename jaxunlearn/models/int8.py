@@ -63,9 +63,9 @@ def to_int8(kernel: Array) -> Int8:
     Models are quantised on the host, by NumPy: XLA rounds a quotient otherwise on some devices, and
     a weight in the middle of two levels would then go to the other one.
 
-    >>> found = to_int8(jnp.array([[0.5, 0.0], [-1.27, 0.0]]))
-    >>> found.values.tolist(), found.scale.round(4).tolist()
-    ([[50, 0], [-127, 0]], [[0.01, 0.0]])
+    >>> found = to_int8(jnp.array([[10.0, 0.0], [-63.5, 0.0]]))
+    >>> found.values.tolist(), found.scale.tolist()
+    ([[20, 0], [-127, 0]], [[0.5, 0.0]])
     """
     xp = kernel.__array_namespace__()
     wide = kernel.astype(xp.float32)

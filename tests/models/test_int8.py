@@ -1,6 +1,7 @@
 """Kernels in a byte a weight: what they are, and that all else sees the kernels that they mean."""
 
 import dataclasses
+import doctest
 
 import chex
 import jax
@@ -10,7 +11,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from jaxunlearn.evaluation.quantize import FORMATS, quantise_params
-from jaxunlearn.models import adapter_algebra, checkpoint_orbax, lens, lora, transformer
+from jaxunlearn.models import adapter_algebra, checkpoint_orbax, int8, lens, lora, transformer
 from jaxunlearn.models.checkpoint_hf import export_model
 from jaxunlearn.models.generate import Sampling, generate
 from jaxunlearn.models.int8 import (
@@ -47,6 +48,7 @@ def models(tiny):
 
 
 def test_a_kernel_by_hand():
+    assert doctest.testmod(int8) == (0, 2)
     # Scales 0.02 and 0.5; 1.5 and 2.5 of a scale go to the even number.
     kernel = jnp.array([[2.54, -63.5, 0.0], [0.515, 0.75, 0.0], [-0.019, 1.25, 0.0]])
     found = to_int8(kernel)
