@@ -107,7 +107,7 @@ def test_everything_computes_with_the_kernels_that_are_meant(models):
         return (
             transformer.logits(*arguments),
             transformer.token_log_probs(*arguments),
-            transformer.residual_stream(*arguments, 0),
+            lens.residual_stream(*arguments, 0),
             lens.lens_log_probs(*arguments),
         )
 
