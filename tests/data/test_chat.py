@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from jaxunlearn.data.tokens import encode, prompt_tokens, stop_tokens
 from jaxunlearn.errors import UserError
-from tests.data.vocabularies import CHAT, TEMPLATE, row, texts, train
+from tests.data.vocabularies import (
+    CHAT,
+    TEMPLATE,
+    each_tokenizer,  # noqa: F401
+    row,
+    texts,
+    train,
+)
 
 
 @given(question=texts, answer=texts)

@@ -20,7 +20,17 @@ from jaxunlearn.data.tokens import (
     stop_tokens,
 )
 from jaxunlearn.errors import UserError
-from tests.data.vocabularies import CHAT, SHARED, TEMPLATE, built_in, row, stories, texts, train
+from tests.data.vocabularies import (
+    CHAT,
+    SHARED,
+    TEMPLATE,
+    built_in,
+    each_tokenizer,  # noqa: F401
+    row,
+    stories,
+    texts,
+    train,
+)
 
 templates = st.sampled_from([TEMPLATE, "{question}", "[INST] {question} [/INST]", "{question}\n"])
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from hypothesis import strategies as st
 
 from jaxunlearn.data.synthetic import build
@@ -32,6 +33,19 @@ def gpt2():
 
     folder = SHARED / "data" / "gpt2_tokenizer"
     return GPT2TokenizerFast(str(folder / "vocab.json"), str(folder / "merges.txt"))
+
+
+@pytest.fixture(
+    params=[built_in, stories, gpt2],
+    ids=lambda make: make.__name__,
+    scope="module",
+    name="tokenizer",
+)
+def each_tokenizer(request):
+    """In the place of the tiny model's tokenizer, where a test module imports it."""
+    if request.param is not built_in and not SHARED.is_dir():
+        pytest.skip("no ../shared")
+    return request.param()
 
 
 # "▁" stands for a blank in stories260K, and the special tokens hold "<".
