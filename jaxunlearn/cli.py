@@ -42,16 +42,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"error: {error.filename}: {error.strerror}", file=sys.stderr)
         return EXIT_USER_ERROR
-    except Exception as error:
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except BaseException as error:
         # Named, not imported: their modules are heavy.
         status = {"DivergedError": 1, "PreemptedError": EXIT_PREEMPTED}.get(type(error).__name__)
         if status is None:
             raise
         print(f"error: {error}" if status == 1 else error, file=sys.stderr)
         return status
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
     return 0
 
 

@@ -20,7 +20,9 @@ from jaxunlearn.validation import (
     STRICT,
     Count,
     Fraction,
+    Integer,
     NonNegative,
+    Number,
     Positive,
     Scalar,
     one_of,
@@ -107,7 +109,7 @@ class TrainingConfig:
     optimizer: Literal["adamw", "lion", "muon", "sophia", "sophia_h", "schedule_free", "sam"] = (
         "adamw"
     )
-    optimizer_options: dict[str, float] = Field(default_factory=dict)
+    optimizer_options: dict[str, Number] = Field(default_factory=dict)
     """Its own numbers, such as {gamma: 0.05, rho: 1, every: 10} of sophia."""
     train_only: str | None = None
     """Regular expression over parameter paths such as layers/mlp/down/kernel, or
@@ -193,8 +195,8 @@ class StopConfig:
 
     metric: Literal["retain_nll", "utility"] = "retain_nll"
     """Mean NLL of an answer token of retain rows, or the evaluation's model utility."""
-    above: float | None = None
-    below: float | None = None
+    above: Number | None = None
+    below: Number | None = None
     """Training ends once the metric is above the one or below the other."""
     every: Count = 20
     """Steps between two looks."""
@@ -257,7 +259,7 @@ class Experiment:
     name: str | None = None
     """Run folder under `output`; default: the config file's name."""
     output: str = "runs"
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     finetune: TrainingConfig | None = None

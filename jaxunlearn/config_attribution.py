@@ -10,6 +10,7 @@ from jaxunlearn.validation import (
     STRICT,
     Count,
     Fraction,
+    Integer,
     NonNegative,
     Positive,
     Whole,
@@ -79,7 +80,7 @@ class FunctionConfig:
     model: str | None = None
     """Classifier: Hugging Face folder of the model that it is made of, with the tokenizer of the
     model that is to forget; default: that model itself."""
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    seed: Annotated[Integer, Field(ge=0, lt=2**31)] = 0
     """Added to the experiment's: another one makes another function of the same kind."""
     classifier: ClassifierSettings = Field(default_factory=ClassifierSettings)
     encoder: EncoderSettings = Field(default_factory=EncoderSettings)

@@ -73,6 +73,8 @@ def test_overrides_index_lists():
         ({"training.epochs": "many"}, ["training.epochs", "integer", "'many'"]),
         ({"training.epochs": True}, ["training.epochs: expected a number, found true"]),
         ({"training.learning_rate": True}, ["training.learning_rate: expected a number"]),
+        ({"seed": True}, ["seed: expected a number, found true"]),
+        ({"training.optimizer_options.b1": True}, ["b1: expected a number, found true"]),
         ({"parallel.fsdp": True}, ["parallel: expected auto, jit, pmap, or a mesh"]),
         ({"training.learning_rate": -1}, ["training.learning_rate", "greater than 0", "-1"]),
         ({"training.learning_rate": float("nan")}, ["training.learning_rate", "finite"]),

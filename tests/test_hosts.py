@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import numpy as np
@@ -151,6 +152,21 @@ def test_killed_and_resumed_on_one_device(config, whole, tmp_path):
     assert_same(result(tmp_path), whole)
     environment = json.loads((tmp_path / "run" / "environment.json").read_text())
     assert environment["device"] == "8 x cpu, then 1 x cpu"
+
+
+def test_no_library_takes_the_request_to_leave_for_its_own_fault(monkeypatch):
+    monkeypatch.setattr(hosts, "_asked", threading.Event())
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        hosts.listen()
+        with pytest.raises(hosts.PreemptedError, match="goes on from there"):
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(5)
+            except Exception:
+                pass
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.mark.slow

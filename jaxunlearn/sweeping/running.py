@@ -18,7 +18,6 @@ from jaxunlearn.sweeping import grouped, rungs, shared
 from jaxunlearn.sweeping.claims import Claims
 from jaxunlearn.sweeping.rungs import Halving, Runs
 from jaxunlearn.sweeping.summary import Done, over_seeds
-from jaxunlearn.training import hosts
 from jaxunlearn.training.loop import DivergedError
 from jaxunlearn.writing import write_text
 
@@ -194,8 +193,6 @@ class _Board:
         for one in runs:
             try:
                 work(one)
-            except hosts.PreemptedError:
-                raise
             except Exception as error:
                 fault, told = str(error), {}
                 if not isinstance(error, UserError | DivergedError):
@@ -223,8 +220,6 @@ class _Board:
         self.say(f"training {len(runs)} runs side by side: {', '.join(map(self._place, runs))}")
         try:
             grouped.train(runs)
-        except hosts.PreemptedError:
-            raise
         except Exception as error:
             self.say(f"not side by side but one after another: {type(error).__name__}: {error}")
 

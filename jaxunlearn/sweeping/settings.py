@@ -79,9 +79,14 @@ def split(text: str) -> list[str]:
 
     >>> split("{fsdp: 2, tensor: 1},jit")
     ['{fsdp: 2, tensor: 1}', 'jit']
+
+    Raises:
+      UserError: a value is empty.
     """
     parts = text.split(",")
     if not re.search(r"""[\[{'"]""", text):
+        if not all(map(str.strip, parts)):
+            raise UserError(f"--grid: {text!r} has an empty value; write null if that is meant")
         return parts
     try:
         tree = yaml.compose(f"[{text}]", yaml.SafeLoader)

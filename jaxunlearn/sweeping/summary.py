@@ -58,7 +58,7 @@ def over_seeds(name: str, done: Sequence[Done]) -> dict[str, Any]:
         model: {metric: over_runs(found) for metric, found in known.items()}
         for model, known in values.items()
     }
-    notes = [f"{len(done)} runs: means over {over}; small print: least and greatest value"]
+    notes = [f"runs: {len(done)}; means over {over}, with the least and the greatest in the report"]
     best = pareto.forgetting_against_utility(models, competing)
     if best is not None:
         metrics = f"{best['forget']} and {best['utility']}".replace("_", " ")

@@ -28,8 +28,12 @@ _deferred = 0
 _questions = 0
 
 
-class PreemptedError(RuntimeError):
-    """The process was asked to leave; what it had done is saved."""
+class PreemptedError(BaseException):
+    """The process was asked to leave; what it had done is saved.
+
+    Not an Exception, as little as KeyboardInterrupt is: it may be raised within any library, which
+    must not take it for a fault of its own.
+    """
 
 
 def connect(where: str) -> None:

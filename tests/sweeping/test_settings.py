@@ -87,15 +87,20 @@ def test_the_ends_of_a_range_are_finite(words):
         # As ever: no brackets or quotes, or what YAML cannot read.
         ("0.1,1e-4, 2", ["0.1", "1e-4", " 2"]),
         ("2024-01-01,1:30,010", ["2024-01-01", "1:30", "010"]),
-        ("1,,", ["1", "", ""]),
         ("a: b,c", ["a: b", "c"]),
         ("layers/[01]/mlp,layers/5", ["layers/[01]/mlp", "layers/5"]),
         ("{a: 1,b", ["{a: 1", "b"]),
-        ("", [""]),
+        ("null,''", ["null", "''"]),
     ],
 )
 def test_values_are_cut_at_the_commas_between_them(text, values):
     assert split(text) == values
+
+
+@pytest.mark.parametrize("text", ["", "1,,2", "1,", " "])
+def test_an_empty_value_is_refused(text):
+    with pytest.raises(UserError, match="has an empty value; write null"):
+        split(text)
 
 
 def test_settings_of_one_name_are_refused(config):

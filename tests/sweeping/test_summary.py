@@ -27,7 +27,7 @@ def test_means_over_seeds_by_hand():
     assert (entry["n"], entry["seeds"], told["seeds"]) == (7, 2, ["0", "1", "2"])
     assert entry["ci"] == [0.1, 0.4] and entry["sd"] == pytest.approx(0.3 / 2**0.5)
     assert told["training"]["npo"] == {"steps": 3, "tokens_per_second": 10}
-    assert "3 runs: means over seeds 0, 1, 2" in told["notes"][0]
+    assert "runs: 3; means over seeds 0, 1, 2" in told["notes"][0]
 
 
 def test_other_settings_stay_apart_and_the_target_counts_once():
