@@ -34,9 +34,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if note is not None:
                 print(f"note: {note}", file=sys.stderr)
         options.command(options)
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
+    except BrokenPipeError:
+        # Who reads has seen enough, as `head` does; Python would complain once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as error:
         if error.filename is None:
             raise

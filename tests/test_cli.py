@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 import sys
 
 import pytest
@@ -41,6 +42,15 @@ def test_lists(capsys):
         status, out, _ = run(capsys, command)
         assert status == 0 and out.split()[0] == first
     assert "beta=0.1" in run(capsys, "methods")[1]
+
+
+def test_a_reader_may_close_the_pipe():
+    code = "from jaxunlearn.cli import main; raise SystemExit(main(['methods']))"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_print_config_is_resolved_and_can_be_loaded(capsys, small, tmp_path):

@@ -169,6 +169,17 @@ def test_no_library_takes_the_request_to_leave_for_its_own_fault(monkeypatch):
         signal.signal(signal.SIGTERM, before)
 
 
+def test_there_is_nothing_to_leave_at_the_end():
+    script = (
+        "import atexit, os, signal\n"
+        "atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))\n"
+        "from jaxunlearn.training import hosts\n"
+        "hosts.listen()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.slow
 def test_one_process_leaves_when_it_is_asked_to(config, whole, tmp_path):
     started = start(config, tmp_path, processes=1, devices=1)

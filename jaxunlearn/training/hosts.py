@@ -142,6 +142,8 @@ def listen() -> None:
     """From now on SIGTERM is a request to leave. Connected processes listen already."""
     if not _connected and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _on_signal)
+        # While Python ends there is nothing left to leave.
+        atexit.register(signal.signal, signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextlib.contextmanager
